@@ -1,0 +1,152 @@
+"""The table of engine families: which class serves a task, imported only when a model of it is loaded.
+
+A new family is one file beside this one and one row here.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from deployments.engines.base import Engine
+from deployments.engines.options import (
+    ClassificationOptions,
+    CustomOptions,
+    EmbeddingOptions,
+    FillMaskOptions,
+    NoOptions,
+    TensorOptions,
+    ZeroShotOptions,
+)
+from deployments.errors import ModelUnavailable
+from deployments.spec import ModelSpec, Strict, explain
+from deployments.types import Datatype, Signature, Task, TensorSpec
+
+_TEXT = TensorSpec("text", Datatype.BYTES, (-1,))
+_LABEL_SCORE = (TensorSpec("label", Datatype.BYTES, (-1, -1)), TensorSpec("score", Datatype.FP32, (-1, -1)))
+_DYNAMIC = Signature((), ())  # known only from the model's options or after loading
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """One family: where its class is, what it can do, what may be written under `options`."""
+
+    factory: str
+    tasks: tuple[Task, ...]
+    options: type[Strict]
+    signature: Signature  # before loading: varying sizes stand as -1
+
+
+ENGINES: dict[str, EngineRow] = {
+    "sentence-embedding": EngineRow(
+        "deployments.engines.sentence_embedding:SentenceEmbedding",
+        (Task.FEATURE_EXTRACTION,),
+        EmbeddingOptions,
+        Signature((_TEXT,), (TensorSpec("embedding", Datatype.FP32, (-1, -1)),)),
+    ),
+    "text-classification": EngineRow(
+        "deployments.engines.text_classification:TextClassification",
+        (Task.TEXT_CLASSIFICATION,),
+        ClassificationOptions,
+        Signature((_TEXT, TensorSpec("text_pair", Datatype.BYTES, (-1,), optional=True)), _LABEL_SCORE),
+    ),
+    "zero-shot-classification": EngineRow(
+        "deployments.engines.zero_shot_classification:ZeroShotClassification",
+        (Task.ZERO_SHOT_CLASSIFICATION,),
+        ZeroShotOptions,
+        Signature((_TEXT, TensorSpec("candidate_labels", Datatype.BYTES, (-1,))), _LABEL_SCORE),
+    ),
+    "token-classification": EngineRow(
+        "deployments.engines.token_classification:TokenClassification",
+        (Task.TOKEN_CLASSIFICATION,),
+        NoOptions,
+        Signature((_TEXT,), (TensorSpec("entities", Datatype.BYTES, (-1,)),)),
+    ),
+    "fill-mask": EngineRow(
+        "deployments.engines.fill_mask:FillMask",
+        (Task.FILL_MASK,),
+        FillMaskOptions,
+        Signature(
+            (_TEXT,),
+            (
+                TensorSpec("token_str", Datatype.BYTES, (-1, -1)),
+                TensorSpec("score", Datatype.FP32, (-1, -1)),
+                TensorSpec("token", Datatype.INT64, (-1, -1)),
+                TensorSpec("sequence", Datatype.BYTES, (-1, -1)),
+            ),
+        ),
+    ),
+    "cross-encoder": EngineRow(
+        "deployments.engines.cross_encoder:CrossEncoder",
+        (Task.TEXT_RANKING,),
+        NoOptions,
+        Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
+    ),
+    "bi-encoder": EngineRow(
+        "deployments.engines.bi_encoder:BiEncoder",
+        (Task.TEXT_RANKING,),
+        EmbeddingOptions,
+        Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
+    ),
+    "image-classification": EngineRow(
+        "deployments.engines.image_classification:ImageClassification",
+        (Task.IMAGE_CLASSIFICATION,),
+        ClassificationOptions,
+        Signature((TensorSpec("image", Datatype.BYTES, (-1,)),), _LABEL_SCORE),
+    ),
+    "tensor": EngineRow("deployments.engines.tensor:TensorProgram", (Task.TENSOR,), TensorOptions, _DYNAMIC),
+    "custom": EngineRow("deployments.engines.custom:load_custom", tuple(Task), CustomOptions, _DYNAMIC),
+}
+
+
+def engine_name(spec: ModelSpec) -> str:
+    """Return the family an entry asks for, or its task's first one.
+
+    Raises:
+        ValueError: the family does not exist or does not do this task.
+    """
+    name = spec.engine or next(n for n, row in ENGINES.items() if spec.task in row.tasks)
+    if name not in ENGINES:
+        raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
+    if spec.task not in ENGINES[name].tasks:
+        fit = ", ".join(n for n, row in ENGINES.items() if spec.task in row.tasks)
+        raise ValueError(f"engine: {name!r} does not do task {spec.task.value!r}; these do: {fit}")
+    return name
+
+
+def check_options(spec: ModelSpec) -> Strict:
+    """Return the entry's options, checked against its engine family.
+
+    Raises:
+        ValueError: names `engine` or the option at fault.
+    """
+    row = ENGINES[engine_name(spec)]
+    try:
+        return row.options.model_validate(spec.options)
+    except ValueError as exc:
+        raise ValueError(f"options: {explain(exc)}") from None
+
+
+def expected_signature(spec: ModelSpec) -> Signature:
+    """Return what is known of a model's tensors before it is loaded."""
+    options = check_options(spec)
+    if isinstance(options, TensorOptions):
+        return Signature(tuple(t.spec() for t in options.inputs), tuple(t.spec() for t in options.outputs))
+    return ENGINES[engine_name(spec)].signature
+
+
+def load_engine(path: Path, spec: ModelSpec, device: str) -> Engine:
+    """Import the family of `spec` and load the model's files onto `device`. Blocks; call it in a thread.
+
+    Raises:
+        ModelUnavailable: `reason` says what stopped it.
+    """
+    module, _, name = ENGINES[engine_name(spec)].factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+        return cast(Engine, factory(path, spec, device))
+    except ModelUnavailable:
+        raise
+    except Exception as exc:
+        reason = f"{type(exc).__name__}: {exc}"
+        raise ModelUnavailable(f"model {spec.key!r} cannot be loaded: {reason}", reason=reason) from exc

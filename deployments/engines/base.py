@@ -1,0 +1,46 @@
+"""The contract between a pool and the object that runs weights.
+
+An engine is synchronous and knows nothing of requests in flight, queues or Ray. A pool calls
+`prepare` and `finish` in its text thread and `run` in its device thread, so `run` may overlap the other two,
+but no method is ever entered twice at once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from deployments.spec import ModelSpec
+from deployments.types import InferRequest, Item, Signature, Tensors
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    signature: Signature
+    labels: tuple[str, ...]  # class names in index order, () where the task has none
+
+    def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
+        """Load the weights found under `path` (a folder, or one file) onto `device` ("cpu", "cuda:0")."""
+
+    def prepare(self, request: InferRequest) -> list[Item]:
+        """Turn a request into items, at least one. Names and datatypes have been checked against the signature.
+
+        Raises:
+            InvalidInput: with `field` = the tensor or parameter at fault.
+            InputTooLong: a text is over the model's `max_tokens` and truncation is off.
+        """
+
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+        """Run a batch of items of one group; return one output an item, in their order."""
+
+    def finish(self, request: InferRequest, outputs: Sequence[Any]) -> Tensors:
+        """Join the outputs of one request's items, in their order, into named tensors."""
+
+    def size_bytes(self) -> int:
+        """Bytes the weights take on the device."""
+
+    def warm_up(self) -> None:
+        """Run once on a made-up input, so that the first real request does not pay for it."""
+
+    def close(self) -> None:
+        """Let go of the weights."""

@@ -1,0 +1,76 @@
+"""Options of the engine families: what a model entry may write under `options`. Pure pydantic, so that
+`model-endpoint validate` checks them without importing torch.
+"""
+
+from typing import Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from deployments.spec import Strict
+from deployments.types import Datatype, TensorSpec
+
+
+class NoOptions(Strict):
+    """An engine family without options."""
+
+
+class EmbeddingOptions(Strict):
+    """Sentence embeddings; None means: as the model's own sentence-transformers files say."""
+
+    pooling: Literal["mean", "cls", "max", "last"] | None = None
+    normalize: bool | None = None
+
+
+class ClassificationOptions(Strict):
+    """Classifiers; None means: from the model's `problem_type`, as transformers decides."""
+
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+    top_k: int | None = Field(default=None, ge=1, description="classes to return; default all")
+
+
+class FillMaskOptions(Strict):
+    """Masked language models."""
+
+    top_k: int = Field(default=5, ge=1, le=1000)
+
+
+class ZeroShotOptions(Strict):
+    """Zero-shot classifiers by entailment."""
+
+    hypothesis_template: str = "This example is {}."
+
+
+class TensorOption(Strict):
+    """One tensor of a numeric model."""
+
+    name: str = Field(min_length=1)
+    datatype: Datatype
+    shape: tuple[int, ...] = Field(description="-1 for a size that varies; the first one counts the items of a batch")
+
+    def spec(self) -> TensorSpec:
+        """Return it as the protocols see it."""
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class TensorOptions(Strict):
+    """TorchScript and torch.export programs: the tensors they take and give, in argument order."""
+
+    inputs: tuple[TensorOption, ...] = Field(min_length=1)
+    outputs: tuple[TensorOption, ...] = Field(min_length=1)
+    batched: bool = Field(default=True, description="rows along the first axis are independent and may be batched")
+    warm_up: bool = True
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _numeric(cls, tensors: tuple[TensorOption, ...]) -> tuple[TensorOption, ...]:
+        for tensor in tensors:
+            if tensor.datatype is Datatype.BYTES:
+                raise ValueError(f"tensor {tensor.name!r}: a numeric engine cannot take BYTES")
+        return tensors
+
+
+class CustomOptions(Strict):
+    """Any Python class that keeps the `Engine` contract."""
+
+    factory: str = Field(pattern=r"^[\w.]+:\w+$", description="`package.module:Class`")
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)

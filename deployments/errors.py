@@ -1,0 +1,135 @@
+"""Every error that can reach a client; raised anywhere, rendered by each protocol in its own envelope.
+
+    ServeError                  500 internal
+    ├── InvalidInput            400 invalid_input          a field is wrong: `field` says which
+    │   └── InputTooLong        400 input_too_long         more tokens or items than the model takes
+    ├── ModelNotFound           404 model_not_found
+    ├── RouteNotFound           404 route_not_found
+    ├── MethodNotAllowed        405 method_not_allowed
+    ├── BodyTooLarge            413 body_too_large
+    ├── Overloaded              429 overloaded             retry after `retry_after_s`
+    ├── EngineFailure           500 engine_failure         the model raised on this input
+    ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
+    ├── PoolUnavailable         503 pool_unavailable       no replica could be reached
+    │   └── ReplicaLost         503 replica_lost           a replica died with the request on board
+    └── DeadlineExceeded        504 deadline_exceeded
+
+Subclasses hold class attributes only: anything cleverer does not survive pickling through Ray. Across a Ray
+handle ``str(exc)`` is a remote traceback, so render from ``code``, ``message`` and ``details``.
+"""
+
+from typing import ClassVar
+
+from pydantic import JsonValue
+
+
+class ServeError(Exception):
+    """Base of all errors shown to clients: a message in lower case and JSON details."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: JsonValue) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, JsonValue] = details
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.details)
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which a retry makes sense, if known."""
+        wait = self.details.get("retry_after_s")
+        return float(wait) if isinstance(wait, int | float) else None
+
+
+def _rebuild(cls: type[ServeError], message: str, details: dict[str, JsonValue]) -> ServeError:
+    return cls(message, **details)
+
+
+class InvalidInput(ServeError):
+    """The request is wrong; `details["field"]` names where."""
+
+    status = 400
+    code = "invalid_input"
+
+
+class InputTooLong(InvalidInput):
+    """More tokens or items than the model accepts."""
+
+    code = "input_too_long"
+
+
+class ModelNotFound(ServeError):
+    """No such model, or no such version of it."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(ServeError):
+    """No endpoint at this path."""
+
+    status = 404
+    code = "route_not_found"
+
+
+class MethodNotAllowed(ServeError):
+    """The path exists with another method; `details["allow"]` lists them."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(ServeError):
+    """The request body is over the configured limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class Overloaded(ServeError):
+    """The queue is full; try again after `details["retry_after_s"]`."""
+
+    status = 429
+    code = "overloaded"
+    retryable = True
+
+
+class EngineFailure(ServeError):
+    """The model itself raised while working on this input."""
+
+    status = 500
+    code = "engine_failure"
+
+
+class ModelUnavailable(ServeError):
+    """The model cannot be loaded now; `details["reason"]` says why."""
+
+    status = 503
+    code = "model_unavailable"
+    retryable = True
+
+
+class PoolUnavailable(ServeError):
+    """No replica of the model's pool can be reached."""
+
+    status = 503
+    code = "pool_unavailable"
+    retryable = True
+
+
+class ReplicaLost(PoolUnavailable):
+    """The replica died with the request on board: safe to send once more."""
+
+    code = "replica_lost"
+
+
+class DeadlineExceeded(ServeError):
+    """The request's time ran out before an answer was ready."""
+
+    status = 504
+    code = "deadline_exceeded"
+    retryable = True

@@ -1,0 +1,218 @@
+"""The nouns both packages share: tensors, requests, results, and what a pool says of its models.
+
+Imported everywhere; imports nothing of ours. All are plain frozen dataclasses, so they cross Ray handles by pickle.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+Clock: TypeAlias = Callable[[], float]
+Array: TypeAlias = NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]  # by name; a BYTES tensor is an object array whose elements are `bytes`
+Params: TypeAlias = Mapping[str, JsonValue]
+
+
+class Datatype(StrEnum):
+    """Tensor datatypes of the Open Inference Protocol (V2 REST, "Tensor Data Types")."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+
+NUMPY_DTYPES: Mapping[Datatype, np.dtype[Any]] = {
+    Datatype.BOOL: np.dtype(np.bool_),
+    Datatype.UINT8: np.dtype(np.uint8),
+    Datatype.UINT16: np.dtype(np.uint16),
+    Datatype.UINT32: np.dtype(np.uint32),
+    Datatype.UINT64: np.dtype(np.uint64),
+    Datatype.INT8: np.dtype(np.int8),
+    Datatype.INT16: np.dtype(np.int16),
+    Datatype.INT32: np.dtype(np.int32),
+    Datatype.INT64: np.dtype(np.int64),
+    Datatype.FP16: np.dtype(np.float16),
+    Datatype.FP32: np.dtype(np.float32),
+    Datatype.FP64: np.dtype(np.float64),
+    Datatype.BYTES: np.dtype(np.object_),
+}
+DATATYPES: Mapping[np.dtype[Any], Datatype] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+
+
+class Task(StrEnum):
+    """What a model does, by its Hugging Face task id; `tensor` is numeric tensors in and out, `custom` any Python."""
+
+    FEATURE_EXTRACTION = "feature-extraction"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+    FILL_MASK = "fill-mask"
+    TEXT_RANKING = "text-ranking"
+    IMAGE_CLASSIFICATION = "image-classification"
+    TENSOR = "tensor"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, datatype and shape of one input or output; -1 is a size that varies."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The tensors a model takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One request, free of any protocol: the same from HTTP, gRPC or a Python caller.
+
+    `timeout_s` is the time left when the request was made or sent on; None means the model's own default.
+    `outputs` names the wanted outputs; None means all.
+    """
+
+    model: str
+    inputs: Tensors
+    version: str | None = None
+    params: Params = field(default_factory=dict)
+    outputs: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    request_id: str = ""
+
+    @property
+    def n_items(self) -> int:
+        """Rows of the largest input: what batching and limits count."""
+        return max((a.shape[0] if a.ndim else 1 for a in self.inputs.values()), default=0)
+
+    def with_timeout(self, timeout_s: float) -> "InferRequest":
+        """Return the same request with another time left."""
+        return replace(self, timeout_s=timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost."""
+
+    n_items: int = 0
+    n_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds a request spent in each phase of the pool."""
+
+    load_s: float = 0.0
+    prepare_s: float = 0.0
+    queue_s: float = 0.0
+    run_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """The answer to one request; outputs keep the order of the model's signature."""
+
+    model: str
+    version: str
+    outputs: Tensors
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One instance inside a request, ready to run: what the batch queue holds.
+
+    `cost` is in tokens (1 where tokens mean nothing); only items of equal `group` may share a batch.
+    """
+
+    data: Any
+    cost: int = 1
+    group: Hashable = None
+
+
+class ModelState(StrEnum):
+    """Where a configured model stands in a pool. UNLOADED models are servable: the first request loads them."""
+
+    UNLOADED = "UNLOADED"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What a pool says of one of its models; the ingress builds its registry from these."""
+
+    name: str
+    version: str
+    task: Task
+    signature: Signature
+    state: ModelState
+    pinned: bool
+    timeout_s: float
+    reason: str = ""  # why it is UNAVAILABLE, or why its newer configuration was refused
+    size_bytes: int = 0
+    labels: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """`name:version`, unique in an endpoint."""
+        return model_key(self.name, self.version)
+
+    @property
+    def is_servable(self) -> bool:
+        """Whether a request sent now would be answered, perhaps after a load."""
+        if self.state is ModelState.LOADING:
+            return not self.pinned
+        return self.state in (ModelState.READY, ModelState.UNLOADED)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What one pool offers, merged over its replicas."""
+
+    models: tuple[ModelStatus, ...]
+    rejected: Mapping[str, str]  # configuration entries refused, by key, with the reason
+    n_replicas: int
+    resident_bytes: int = 0
+    budget_bytes: int = 0
+
+
+def model_key(name: str, version: str) -> str:
+    """Return `name:version`."""
+    return f"{name}:{version}"
+
+
+def text_array(values: list[str] | tuple[str, ...]) -> Array:
+    """Return a BYTES tensor of shape (n,) from strings."""
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = [value.encode() for value in values]
+    return array
+
+
+MONOTONIC: Clock = time.monotonic

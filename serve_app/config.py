@@ -1,0 +1,29 @@
+"""What an operator writes about the endpoint: `args` and `user_config` of the application `endpoint`.
+
+`EndpointArgs` needs new ingress processes when it changes; `EndpointConfig` (the Ingress's user_config) never does.
+"""
+
+from pydantic import Field
+
+from deployments.spec import Bytes, Strict
+
+
+class EndpointArgs(Strict):
+    """`args` of the endpoint application."""
+
+    max_body_bytes: Bytes = Field(default=64 * 2**20, description="largest request body; beyond, 413")
+
+
+class PoolRef(Strict):
+    """How the endpoint depends on one pool application."""
+
+    required: bool = Field(default=True, description="/ready waits for this pool's pinned models")
+
+
+class EndpointConfig(Strict):
+    """`user_config` of the Ingress deployment."""
+
+    pools: dict[str, PoolRef] = Field(default_factory=dict, description="pool applications by name")
+    max_timeout_s: float = Field(default=60.0, gt=0, description="longest time a request may ask for")
+    refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
+    access_log: bool = Field(default=True, description="one log line a request")

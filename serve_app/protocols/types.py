@@ -1,0 +1,96 @@
+"""What every codec works with: a raw request in, a reply out, and the row that ties both to a path.
+
+Codecs are pure: bytes and a view of the models in; `InferRequest` and a renderer out. No I/O, no Ray, no Starlette.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+from pydantic import BaseModel
+
+from deployments.errors import ServeError
+from deployments.types import InferRequest, InferResult, ModelStatus
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """One HTTP request, read completely: path parameters, query, headers (lower-case names), body."""
+
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer."""
+
+    body: bytes = b""
+    status: int = 200
+    media_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the endpoint is ready, and what it waits for or refused: reasons by `pool` or `name:version`."""
+
+    is_ready: bool
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+class Models(Protocol):
+    """The registry as codecs see it."""
+
+    def resolve(self, name: str, version: str | None = None) -> ModelStatus:
+        """Return the model a request means; `name` may be `name:version`. Raises ModelNotFound."""
+
+    def all(self) -> tuple[ModelStatus, ...]:
+        """Return every model version the pools offer, by name then version, the default version of each name last."""
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Return the versions of a model, oldest first, the default one last. Raises ModelNotFound."""
+
+    def readiness(self) -> Readiness:
+        """Return whether all pinned models of all required pools are ready."""
+
+
+Render: TypeAlias = Callable[[InferResult], Reply]
+Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render]]
+Answer: TypeAlias = Callable[[RawRequest, Models], Reply]
+Envelope: TypeAlias = Callable[[ServeError, str], bytes]  # (error, request id) -> JSON body
+
+
+class Action(StrEnum):
+    """What a caller tries to do: the unit of authorisation."""
+
+    INFER = "infer"
+    READ = "read"
+    METRICS = "metrics"
+    OPEN = "open"  # health and documentation: never needs a key
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the route table: either `parse` (an inference) or `answer` (read from the registry).
+
+    `path` is a Starlette path. `request` and `response` are the pydantic models the OpenAPI document shows.
+    """
+
+    method: str
+    path: str
+    action: Action
+    summary: str
+    envelope: Envelope
+    tag: str
+    parse: Parse | None = None
+    answer: Answer | None = None
+    request: type[BaseModel] | None = None
+    response: type[BaseModel] | None = None

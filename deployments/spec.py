@@ -117,7 +117,6 @@ class PoolArgs(Strict):
     budget_bytes: Bytes = Field(description="bytes of weights a replica may hold, e.g. 2GiB")
     threads: int | None = Field(default=None, ge=1, description="torch intra-op threads; default: the replica's num_cpus")
     cache_dir: str = Field(default="~/.cache/model-endpoint", description="where models from hub and URLs are kept")
-    autoscaling: bool = Field(default=False, description="scale by predicted seconds of waiting work (deployments.autoscaling)")
 
 
 class PoolConfig(Strict):

@@ -1,0 +1,93 @@
+"""Every metric of a pool, in one table. Each replica keeps its own registry; the ingress merges them at /metrics."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+
+from deployments.batching import BatchRecord
+from deployments.spec import ModelSpec
+from deployments.types import ModelStatus, Timings
+
+_MODEL = ("model", "version")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class PoolMetrics:
+    """Counters of one replica; gauges are read from its state when asked."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._batch_items = Histogram(
+            "model_endpoint_batch_items", "Items in a batch.", _MODEL, buckets=_ITEMS, registry=registry
+        )
+        self._batch_run = Histogram(
+            "model_endpoint_batch_run_seconds", "Time a batch ran.", _MODEL, buckets=_SECONDS, registry=registry
+        )
+        self._tokens = Counter("model_endpoint_batch_tokens", "Tokens run.", _MODEL, registry=registry)
+        self._padded = Counter(
+            "model_endpoint_batch_padded_tokens", "Tokens run, padding included.", _MODEL, registry=registry
+        )
+        self._failures = Counter(
+            "model_endpoint_item_failures", "Items the model itself failed on.", _MODEL, registry=registry
+        )
+        self._phase = Histogram(
+            "model_endpoint_phase_seconds",
+            "Time a request spent in each phase of the pool.",
+            (*_MODEL, "phase"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._loads = Counter("model_endpoint_loads", "Loads by outcome.", (*_MODEL, "outcome"), registry=registry)
+        self._load_time = Histogram(
+            "model_endpoint_load_seconds", "Time a load took.", _MODEL, buckets=_SECONDS, registry=registry
+        )
+        self._unloads = Counter("model_endpoint_unloads", "Models evicted or removed.", _MODEL, registry=registry)
+        self._queue = Gauge("model_endpoint_queue_items", "Items waiting.", _MODEL, registry=registry)
+        self._state = Gauge(
+            "model_endpoint_model_state", "1 for the state a model is in.", (*_MODEL, "state"), registry=registry
+        )
+        self._resident = Gauge("model_endpoint_resident_bytes", "Bytes a model holds.", _MODEL, registry=registry)
+        self._budget = Gauge("model_endpoint_budget_bytes", "Bytes models may hold together.", registry=registry)
+        self._rejected = Gauge("model_endpoint_rejected_entries", "Configuration entries refused.", registry=registry)
+
+    def batch(self, spec: ModelSpec, record: BatchRecord) -> None:
+        """Count one batch."""
+        labels = (spec.name, spec.version)
+        if record.is_failed:
+            self._failures.labels(*labels).inc(record.n_items)
+            return
+        self._batch_items.labels(*labels).observe(record.n_items)
+        self._batch_run.labels(*labels).observe(record.run_s)
+        self._tokens.labels(*labels).inc(record.n_tokens)
+        self._padded.labels(*labels).inc(record.padded_tokens)
+
+    def request(self, spec: ModelSpec, timings: Timings) -> None:
+        """Count the phases of one answered request."""
+        for phase in ("load", "prepare", "queue", "run"):
+            self._phase.labels(spec.name, spec.version, phase).observe(getattr(timings, f"{phase}_s"))
+
+    def loaded(self, spec: ModelSpec, seconds: float, *, is_failed: bool) -> None:
+        """Count one load."""
+        self._loads.labels(spec.name, spec.version, "failure" if is_failed else "success").inc()
+        self._load_time.labels(spec.name, spec.version).observe(seconds)
+
+    def unloaded(self, spec: ModelSpec) -> None:
+        """Count one unload."""
+        self._unloads.labels(spec.name, spec.version).inc()
+
+    def collect(
+        self, statuses: Iterable[ModelStatus], queues: dict[str, int], budget_bytes: int, n_rejected: int
+    ) -> list[Metric]:
+        """Return all metrics as of now; `queues` is waiting items by model key."""
+        for gauge in (self._queue, self._state, self._resident):
+            gauge.clear()
+        for status in statuses:
+            labels = (status.name, status.version)
+            self._queue.labels(*labels).set(queues.get(status.key, 0))
+            self._state.labels(*labels, status.state.value).set(1)
+            self._resident.labels(*labels).set(status.size_bytes)
+        self._budget.set(budget_bytes)
+        self._rejected.set(n_rejected)
+        return list(self._registry.collect())

@@ -1,0 +1,200 @@
+"""Which models a replica serves: a Pool's user_config applied to its residency, without ever breaking what works.
+
+Each entry goes its own way: a new model is offered at once, a changed one is made ready beside the old and then takes
+its place, a wrong one is listed with its reason while its previous configuration serves on, a removed one answers for
+`drain_s` more. `configure` never raises and never awaits a load. Used by `deployments.replica`.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.engines import check_options, expected_signature
+from deployments.errors import ModelNotFound, ServeError
+from deployments.loaded import LoadedModel
+from deployments.residency import Loader, Residency
+from deployments.spec import ModelSpec, PoolConfig, parse_models
+from deployments.types import ModelState, ModelStatus, Signature
+
+logger = logging.getLogger(__name__)
+_RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    spec: ModelSpec
+    signature: Signature
+    labels: tuple[str, ...] = ()
+    pending: ModelSpec | None = None  # being made ready to take over
+    task: asyncio.Task[None] | None = None  # loads a pinned model, or makes `pending` ready
+    removal: asyncio.TimerHandle | None = None
+
+
+class ModelTable:
+    """The models of one replica."""
+
+    def __init__(self, residency: Residency[LoadedModel], loader: Loader[LoadedModel]) -> None:
+        self._residency = residency
+        self._loader = loader
+        self._entries: dict[str, _Entry] = {}
+        self._settings = PoolConfig()
+        self._refused: dict[str, str] = {}  # by the configuration itself
+        self._failed: dict[str, str] = {}  # found out while making a change ready
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Configuration entries not in force, by key, with the reason."""
+        return {**self._failed, **self._refused}
+
+    def spec(self, key: str) -> ModelSpec:
+        """Return the configuration in force for `name:version`. Raises ModelNotFound."""
+        entry = self._entries.get(key)
+        if entry is None:
+            raise ModelNotFound(f"model {key!r} is not in this pool")
+        return entry.spec
+
+    def configure(self, user_config: Any) -> None:
+        """Bring the table to what `user_config` says. Idempotent."""
+        settings, refused = parse_models(user_config)
+        specs: dict[str, ModelSpec] = {}
+        for spec in settings.models:
+            try:
+                check_options(spec)
+                specs[spec.key] = spec
+            except ValueError as exc:
+                refused[spec.key] = str(exc)
+        self._refused = refused
+        for key, reason in refused.items():
+            logger.error("configuration entry %s refused: %s", key, reason)
+        if not isinstance(user_config, dict) or "models" in refused:
+            return  # nothing can be read from it: everything stays as it was
+        if "user_config" not in refused:
+            self._settings = settings
+        for key, spec in specs.items():
+            self._apply(key, spec)
+        for key in self._entries.keys() - specs.keys() - refused.keys():
+            self._remove(key)
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Return what this replica says of each model it offers; models on their way out are not offered."""
+        return tuple(self._status(key, entry) for key, entry in self._entries.items() if entry.removal is None)
+
+    async def aclose(self) -> None:
+        """Stop all background work and unload everything."""
+        for entry in self._entries.values():
+            _stop(entry)
+        await self._residency.aclose()
+
+    def _apply(self, key: str, spec: ModelSpec) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(spec, expected_signature(spec))
+            self._keep_pinned(entry)
+            return
+        if entry.removal is not None:  # removed a moment ago, and back
+            entry.removal.cancel()
+            entry.removal = None
+        if entry.pending is not None and entry.pending.digest == spec.digest:
+            entry.pending = spec
+        elif entry.spec.digest == spec.digest:
+            self._take_over(entry, spec)
+        else:
+            _stop(entry)
+            entry.pending = spec
+            entry.task = self._spawn(self._replace(entry, spec))
+
+    def _take_over(self, entry: _Entry, spec: ModelSpec) -> None:
+        """Put a configuration in force whose model needs no new load."""
+        if entry.pending is not None:
+            _stop(entry)
+        entry.spec = spec
+        self._failed.pop(spec.key, None)
+        slot = self._residency.peek(spec)
+        if slot is not None:
+            slot.spec = spec
+            slot.is_retired = False
+            if slot.model is not None:
+                slot.model.spec, slot.model.queue.limits = spec, spec.batch
+        self._keep_pinned(entry)
+
+    def _keep_pinned(self, entry: _Entry) -> None:
+        if entry.spec.pinned and entry.task is None:
+            entry.task = self._spawn(self._load_pinned(entry))
+
+    async def _load_pinned(self, entry: _Entry) -> None:
+        try:
+            await self._until_ready(entry.spec, needs_load=True)
+        finally:
+            entry.task = None
+
+    async def _replace(self, entry: _Entry, spec: ModelSpec) -> None:
+        """Make the new configuration ready, then put it in force and let the old one drain."""
+        old = self._residency.peek(entry.spec)
+        in_memory = old is not None and old.state is ModelState.READY
+        await self._until_ready(spec, needs_load=in_memory or spec.pinned)
+        previous, entry.spec = entry.spec, entry.pending or spec
+        entry.pending = entry.task = None
+        entry.signature = expected_signature(entry.spec)
+        self._residency.retire(previous)
+        logger.info("model %s now runs its new configuration", spec.key)
+
+    async def _until_ready(self, spec: ModelSpec, *, needs_load: bool) -> None:
+        """Load the model (or at least fetch and check its files), again and again until it works."""
+        while True:
+            try:
+                if needs_load:
+                    async with self._residency.lease(spec):
+                        pass
+                else:
+                    await self._loader.estimate(spec)
+            except ServeError as exc:
+                self._failed[spec.key] = str(exc.details.get("reason", exc.message))
+                logger.error("model %s is not ready: %s", spec.key, exc.message)
+                await asyncio.sleep(max(exc.retry_after_s or 0.0, _RETRY_S))
+            else:
+                self._failed.pop(spec.key, None)
+                return
+
+    def _remove(self, key: str) -> None:
+        entry = self._entries[key]
+        self._failed.pop(key, None)
+        if entry.removal is None:
+            _stop(entry)
+            loop = asyncio.get_running_loop()
+            entry.removal = loop.call_later(self._settings.drain_s, self._forget, key)
+
+    def _forget(self, key: str) -> None:
+        self._residency.retire(self._entries.pop(key).spec)
+
+    def _status(self, key: str, entry: _Entry) -> ModelStatus:
+        slot = self._residency.peek(entry.spec)
+        if slot is not None and slot.model is not None:
+            entry.signature, entry.labels = slot.model.engine.signature, slot.model.engine.labels
+        reason = self.rejected.get(key, "")
+        if slot is not None and slot.error is not None:
+            reason = str(slot.error.details.get("reason", slot.error.message))
+        return ModelStatus(
+            name=entry.spec.name,
+            version=entry.spec.version,
+            task=entry.spec.task,
+            signature=entry.signature,
+            state=slot.state if slot is not None else ModelState.UNLOADED,
+            pinned=entry.spec.pinned,
+            timeout_s=entry.spec.timeout_s,
+            reason=reason,
+            size_bytes=slot.size_bytes if slot is not None else 0,
+            labels=entry.labels,
+        )
+
+    @staticmethod
+    def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+def _stop(entry: _Entry) -> None:
+    if entry.task is not None:
+        entry.task.cancel()
+    entry.task = entry.pending = None

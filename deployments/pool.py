@@ -1,0 +1,97 @@
+"""The `Pool` deployment: a `PoolReplica` behind Serve. Called by the ingress's forwarder, the catalog and Serve itself.
+
+Batches formed by our queue run through `serve.batch`, so that Serve's own batch metrics keep working.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+
+from deployments.batching import RunBatch
+from deployments.engines.runtime import is_usable, set_threads
+from deployments.errors import EngineFailure
+from deployments.replica import Outcome, PoolReplica, ReplicaMetrics
+from deployments.spec import ModelSpec, PoolArgs
+from deployments.types import InferRequest, Item, PoolStatus
+
+
+class Pool:
+    """Keeps several models in memory and answers calls for any of them."""
+
+    def __init__(self, args: PoolArgs) -> None:
+        self._args = args
+        set_threads(args.threads)
+        self._replica = PoolReplica(args, instrument=ServeBatches().instrument)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Apply the deployment's user_config. Never raises and never waits for a load (Serve would stop the replica)."""
+        self._replica.configure(user_config)
+
+    async def infer_many(
+        self, key: str, requests: Sequence[InferRequest], backlog: int = 0, copy: int = 0
+    ) -> list[Outcome]:
+        """Answer requests for the model `name:version`, one outcome each; `copy` is read by the router only."""
+        return await self._replica.infer_many(key, requests, backlog)
+
+    async def status(self) -> PoolStatus:
+        """Return what this replica offers."""
+        return self._replica.status()
+
+    async def metrics(self) -> ReplicaMetrics:
+        """Return this replica's metrics."""
+        return ReplicaMetrics(serve.get_replica_context().replica_tag, self._replica.collect())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Report predicted seconds of waiting work to `deployments.autoscaling`."""
+        return {"waiting_s": self._replica.waiting_s()}
+
+    async def check_health(self) -> None:
+        """Raise if the device no longer works; Serve then replaces this replica."""
+        if not await asyncio.to_thread(is_usable, self._args.device):
+            raise RuntimeError(f"device {self._args.device} no longer works")
+
+    async def __del__(self) -> None:
+        await self._replica.aclose()
+
+
+class ServeBatches:
+    """Runs formed batches through `serve.batch`, one queue of Serve's per model.
+
+    A whole batch is one item there, counted by its length (an eighth of the cost of an item each). The queues are
+    kept while the replica lives: a dropped one is logged by asyncio as a destroyed task.
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Any] = {}
+
+    def instrument(self, spec: ModelSpec, run: RunBatch) -> RunBatch:
+        """Return `run` with Serve's metrics around it."""
+        if spec.key not in self._functions:
+            self._functions[spec.key] = _batched(spec.key, spec.batch.max_items)
+        function = self._functions[spec.key]
+
+        async def run_batch(items: list[Item]) -> Sequence[Any]:
+            if len(items) > function._get_max_batch_size():
+                function.set_max_batch_size(len(items))  # the model's limits were raised
+            outputs: Sequence[Any] = await function((run, items))
+            return outputs
+
+        return run_batch
+
+
+def _batched(name: str, max_items: int) -> Any:
+    async def run_batches(batches: list[tuple[RunBatch, list[Item]]]) -> list[Sequence[Any]]:
+        try:
+            return [await run(items) for run, items in batches]
+        except asyncio.CancelledError:
+            # NOTE: serve.batch never answers its callers if this gets out.
+            raise EngineFailure("the batch was cancelled") from None
+
+    run_batches.__name__ = name  # the tag of Serve's batch metrics
+    return serve.batch(
+        max_batch_size=max_items,
+        batch_wait_timeout_s=0,
+        batch_size_fn=lambda batches: sum(len(items) for _, items in batches),
+    )(run_batches)

@@ -1,0 +1,128 @@
+"""One pool replica without Ray: models in memory, requests answered. `deployments.pool` puts it behind Serve."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from prometheus_client.metrics_core import Metric
+
+from deployments.errors import DeadlineExceeded, EngineFailure, ServeError
+from deployments.loaded import LoadedModel
+from deployments.loader import EngineLoader, Instrument
+from deployments.metrics import PoolMetrics
+from deployments.models import ModelTable
+from deployments.residency import Residency
+from deployments.spec import ModelSpec, PoolArgs
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, PoolStatus
+
+logger = logging.getLogger(__name__)
+
+# One entry a request, in order: the one place where an error travels as a value, so that one request's
+# fault leaves the others of its call alone.
+Outcome: TypeAlias = InferResult | ServeError
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMetrics:
+    """The metrics of one replica, by its id."""
+
+    replica: str
+    metrics: list[Metric]
+
+
+class PoolReplica:
+    """Serves the models of one pool within one process."""
+
+    def __init__(self, args: PoolArgs, instrument: Instrument = lambda _, run: run, clock: Clock = MONOTONIC) -> None:
+        self._clock = clock
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._metrics = PoolMetrics()
+        loader = EngineLoader(
+            args.device,
+            Path(args.cache_dir).expanduser(),
+            self._device_thread,
+            self._text_thread,
+            self._metrics,
+            instrument,
+            clock,
+        )
+        self._residency: Residency[LoadedModel] = Residency(args.budget_bytes, loader, clock=clock)
+        self._table = ModelTable(self._residency, loader)
+        self._upstream: dict[str, int] = {}  # requests that wait in forwarders, by model, as last heard
+
+    def configure(self, user_config: Any) -> None:
+        """Apply a Pool's user_config; never raises, never waits for a load."""
+        self._table.configure(user_config)
+
+    async def infer_many(self, key: str, requests: Sequence[InferRequest], backlog: int = 0) -> list[Outcome]:
+        """Answer requests for one model `name:version`, each on its own; `backlog` is what its forwarder still holds."""
+        self._upstream[key] = backlog
+        try:
+            spec = self._table.spec(key)
+        except ServeError as exc:
+            return [exc for _ in requests]
+        return list(await asyncio.gather(*(self._outcome(spec, request) for request in requests)))
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Return what this replica says of its models."""
+        return self._table.statuses()
+
+    def status(self) -> PoolStatus:
+        """Return what this replica offers."""
+        return PoolStatus(
+            models=self.statuses(),
+            rejected=dict(self._table.rejected),
+            n_replicas=1,
+            resident_bytes=self._residency.used_bytes,
+            budget_bytes=self._residency.budget_bytes,
+        )
+
+    def waiting_s(self) -> float:
+        """Predicted seconds of work that waits here or upstream."""
+        return sum(model.queue.waiting_s for model in self._residency.models())
+
+    def collect(self) -> list[Metric]:
+        """Return this replica's metrics as of now."""
+        queues = {model.spec.key: model.queue.n_waiting for model in self._residency.models()}
+        return self._metrics.collect(
+            self.statuses(), queues, self._residency.budget_bytes, len(self._table.rejected)
+        )
+
+    async def aclose(self) -> None:
+        """Unload everything and stop the threads."""
+        await self._table.aclose()
+        self._device_thread.shutdown(wait=False, cancel_futures=True)
+        self._text_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _outcome(self, spec: ModelSpec, request: InferRequest) -> Outcome:
+        timeout_s = min(request.timeout_s or spec.timeout_s, spec.timeout_s)
+        scope = asyncio.timeout(timeout_s)
+        try:
+            async with scope:
+                return await self._infer(spec, request, timeout_s)
+        except ServeError as exc:
+            return exc
+        except TimeoutError as exc:
+            if scope.expired():
+                return DeadlineExceeded(f"no answer within {timeout_s:.3g} s", timeout_s=timeout_s)
+            return _unexpected(spec, exc)
+        except Exception as exc:
+            return _unexpected(spec, exc)
+
+    async def _infer(self, spec: ModelSpec, request: InferRequest, timeout_s: float) -> InferResult:
+        started = self._clock()
+        async with self._residency.lease(spec) as model:
+            result = await model.infer(request, started + timeout_s, load_s=self._clock() - started)
+        self._metrics.request(spec, result.timings)
+        return result
+
+
+def _unexpected(spec: ModelSpec, exc: Exception) -> ServeError:
+    logger.error("model %s failed on a request", spec.key, exc_info=exc)
+    reason = f"{type(exc).__name__}: {exc}"[:300]
+    return EngineFailure(f"the model failed on this input: {reason}", reason=reason)

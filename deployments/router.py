@@ -1,0 +1,36 @@
+"""Which replica of a pool gets a model's call: rendezvous hashing, the same answer in every router without talking.
+
+Each caller works out one order of the replicas per model; copy 0 of a model lives on the first, copy 1 on the
+second, and so on. A replica that is full or gone passes the call to the next in that order. Serve pickles this
+module by value into every process that holds a handle: it shares no state with our other modules.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+
+def rank(key: str, replica_ids: Sequence[str]) -> list[str]:
+    """Order replicas for a model by highest random weight (Thaler & Ravishankar, 1998).
+
+    A replica that joins or leaves moves only the models for which it is, or was, first.
+    """
+    return sorted(replica_ids, key=lambda replica: hashlib.blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest())
+
+
+class ModelRouter(RequestRouter):
+    """Routes calls by their `multiplexed_model_id`; calls without one go to the least loaded replica."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Return the replicas in the order they should be tried, one a rank."""
+        if pending_request is None or not pending_request.metadata.multiplexed_model_id:
+            return [candidate_replicas]
+        # Without this the base class asks again at once, as long as all replicas are full.
+        pending_request.routing_context.should_backoff = True
+        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        order = rank(pending_request.metadata.multiplexed_model_id, list(by_id))
+        first = pending_request.kwargs.get("copy", 0) % max(len(order), 1)
+        return [[by_id[replica]] for replica in order[first:] + order[:first]]

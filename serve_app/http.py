@@ -1,0 +1,180 @@
+"""The HTTP side of the endpoint: the rows of `ENDPOINTS` as an ASGI app, and the one handler for all of them.
+
+Built once an ingress replica by `serve_app.ingress`. Knows no protocol: rows parse, render and give errors their shape.
+Cancellation passes through: Serve cancels the ASGI task when a client goes away.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from deployments.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServeError
+from deployments.types import InferRequest, InferResult
+from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
+from serve_app.protocols import ENDPOINTS, envelope_of
+from serve_app.protocols.types import Endpoint, Envelope, Models, RawRequest, Reply
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
+_UNCANCELLABLE = "x-request-disconnect-disabled"
+_log = logging.getLogger(__name__)
+
+
+class Gateway(Protocol):
+    """What the edge needs of the endpoint."""
+
+    models: Models
+
+    async def infer(self, request: InferRequest) -> InferResult:
+        """Answer one request. Raises ServeError."""
+
+    async def metrics(self) -> bytes:
+        """Return all metrics in Prometheus text."""
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one finished HTTP request."""
+
+
+def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
+    """Return the ASGI app that serves every row of `ENDPOINTS` through `gateway`."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for row in ENDPOINTS:
+        by_path.setdefault(row.path, {})[row.method] = row
+    routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in by_path.items()]
+    app = Starlette(
+        routes=[*routes, Route("/{path:path}", _Nothing(), methods=None)],
+        middleware=[
+            Middleware(TrailingSlash),
+            Middleware(AccessLog, observe=gateway.observe),
+            Middleware(BodyLimit, max_bytes=max_body_bytes),
+        ],
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class Resource:
+    """All methods of one path; an ASGI app."""
+
+    def __init__(self, path: str, rows: Mapping[str, Endpoint], gateway: Gateway) -> None:
+        self._path = path
+        self._rows = dict(rows)
+        if "GET" in rows:
+            self._rows["HEAD"] = rows["GET"]
+        self._envelope = next(iter(rows.values())).envelope
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens, unless its client is gone."""
+        scope[ROUTE] = self._path
+        row = self._rows.get(scope["method"])
+        if row is None:
+            allow = sorted(self._rows)
+            error = MethodNotAllowed(
+                f"method {scope['method']} is not allowed here; use {', '.join(allow)}", allow=list(allow)
+            )
+            await _send(scope, send, _error_reply(error, self._envelope, scope[REQUEST_ID]))
+            return
+        try:
+            reply = await self._reply(row, scope, receive)
+        except ClientDisconnect:
+            return
+        await _send(scope, send, reply)
+
+    async def _reply(self, row: Endpoint, scope: Scope, receive: Receive) -> Reply:
+        request_id = scope[REQUEST_ID]
+        try:
+            return await _answer(row, await _read(row, scope, receive), self._gateway)
+        except ServeError as exc:
+            return _error_reply(exc, row.envelope, request_id)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            _log.exception("request %s to %s failed", request_id, self._path)
+            hidden = ServeError(f"internal error; quote request id {request_id!r} to the operator")
+            return _error_reply(hidden, row.envelope, request_id)
+
+
+class _Nothing:
+    """The answer for every path that no row has."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = "/" + scope["path_params"]["path"]
+        error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
+        await _send(scope, send, _error_reply(error, envelope_of(path), scope[REQUEST_ID]))
+
+
+async def _read(row: Endpoint, scope: Scope, receive: Receive) -> RawRequest:
+    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+    body = b"" if row.method == "GET" else await _body(headers, receive)
+    return RawRequest(scope["path_params"], {}, headers, body, scope[REQUEST_ID])
+
+
+async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding not in ("", "identity"):
+        raise InvalidInput(
+            f"content-encoding: {encoding!r} is not supported; send the body as it is", field="content-encoding"
+        )
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway) -> Reply:
+    limit_s = _time_limit(raw.headers)
+    if row.parse:
+        request, render = row.parse(raw, gateway.models)
+        if limit_s is not None:
+            request = request.with_timeout(min(limit_s, request.timeout_s or limit_s))
+        return render(await gateway.infer(request))
+    if row.answer:
+        return row.answer(raw, gateway.models)
+    return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
+
+
+def _time_limit(headers: Mapping[str, str]) -> float | None:
+    if _UNCANCELLABLE in headers:
+        raise InvalidInput(f"{_UNCANCELLABLE}: is not allowed; leave the header out", field=_UNCANCELLABLE)
+    if _TIMEOUT not in headers:
+        return None
+    try:
+        limit_s = float(headers[_TIMEOUT])
+    except ValueError:
+        limit_s = math.nan
+    if not (math.isfinite(limit_s) and limit_s > 0):
+        raise InvalidInput(f"{_TIMEOUT}: must be a number of seconds above 0", field=_TIMEOUT)
+    return limit_s
+
+
+def _error_reply(error: ServeError, envelope: Envelope, request_id: str) -> Reply:
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    allow = error.details.get("allow")
+    if isinstance(error, MethodNotAllowed) and isinstance(allow, list):
+        headers["allow"] = ", ".join(map(str, allow))
+    return Reply(envelope(error, request_id), error.status, headers=headers)
+
+
+async def _send(scope: Scope, send: Send, reply: Reply) -> None:
+    headers = [
+        (b"content-type", reply.media_type.encode("latin-1")),
+        (b"content-length", str(len(reply.body)).encode()),
+        *((key.encode("latin-1"), value.encode("latin-1")) for key, value in reply.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    body = b"" if scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": body})

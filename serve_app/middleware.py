@@ -1,0 +1,121 @@
+"""Pure ASGI classes around the routes, outermost first: one path for two spellings, the access log, the body limit.
+
+Built by `serve_app.http.build_asgi`. They know nothing of protocols: a body over the limit is raised to the route,
+which answers in its own envelope.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import TypeAlias
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import BodyTooLarge
+from deployments.types import MONOTONIC, Clock
+
+# Switched off by `ACCESS.disabled = True` (user_config `access_log: false`).
+ACCESS = logging.getLogger("serve_app.access")
+REQUEST_ID = "serve_app.request_id"  # scope keys that the access log and the routes share
+ROUTE = "serve_app.route"
+UNMATCHED = "unmatched"
+CLIENT_GONE = 499
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_MAX_ID = 128
+
+Observe: TypeAlias = Callable[[str, str, int, float], None]  # method, route, status, seconds
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of this lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+class TrailingSlash:
+    """Serve `/v2/` as `/v2`, without a redirect that would cost clients their POST body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on under its path without the slash."""
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
+class AccessLog:
+    """Name each request, and once it is finished count it and write one line.
+
+    The id is the `X-Request-ID` that Serve accepts, makes and sends back; without Serve in front, a new one. A request
+    whose client went away before the answer began counts as 499.
+    """
+
+    def __init__(self, app: ASGIApp, observe: Observe, clock: Clock = MONOTONIC) -> None:
+        self._app = app
+        self._observe = observe
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, then count and log it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = self._clock()
+        status = CLIENT_GONE
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        scope[REQUEST_ID] = (header(scope, b"x-request-id") or uuid.uuid4().hex)[:_MAX_ID]
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._finish(scope, status, self._clock() - started)
+
+    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        self._observe(method, scope.get(ROUTE, UNMATCHED), status, seconds)
+        ACCESS.info("%s %s %d %.1fms %s", method, scope["path"], status, seconds * 1e3, scope[REQUEST_ID])
+
+
+class BodyLimit:
+    """Raise `BodyTooLarge` to whoever reads the body: at once by Content-Length, else as soon as it is over."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a counting `receive`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = header(scope, b"content-length") or ""
+        n_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal n_bytes
+            if declared.isdecimal() and int(declared) > self._max_bytes:
+                raise self._too_large(int(declared))
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                raise self._too_large(n_bytes)
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _too_large(self, n_bytes: int) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"body: request of {n_bytes} bytes or more exceeds the maximum of {self._max_bytes} bytes; "
+            "send fewer items a request",
+            field="body",
+            max_bytes=self._max_bytes,
+        )

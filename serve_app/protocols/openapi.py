@@ -1,0 +1,99 @@
+"""The OpenAPI 3.1 document, made from the route table and its pydantic models.
+
+Called once, by the table's own `/openapi.json` row.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve_app import __version__
+from serve_app.protocols.types import JSON, Action, Endpoint, Envelope
+
+ErrorModels: TypeAlias = Mapping[Envelope, type[BaseModel]]
+
+_READ_ERRORS = {404: "no such path, model or version", 405: "wrong method", 500: "internal error", 503: "not ready"}
+_INFER_ERRORS = {
+    400: "the request is wrong; the message names the field",
+    404: "no such model or version",
+    405: "wrong method",
+    413: "the body is too large",
+    429: "too much is waiting; Retry-After says when to come back",
+    500: "the model or the server failed",
+    503: "the model cannot be loaded or reached now",
+    504: "the deadline passed",
+}
+_EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm"}
+_MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
+
+
+def document(endpoints: Sequence[Endpoint], errors: ErrorModels) -> dict[str, Any]:
+    """Return the document for these rows; `errors` is the error body each envelope writes."""
+    used = {model for row in endpoints for model in (row.request, row.response) if model} | set(errors.values())
+    ordered = sorted(used, key=lambda model: model.__name__)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for row in endpoints:
+        path = re.sub(r"\{(\w+):\w+\}", r"{\1}", row.path)
+        paths.setdefault(path, {})[row.method.lower()] = _operation(row, path, errors[row.envelope])
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Model Endpoint",
+            "version": __version__,
+            "summary": "Many PyTorch and transformers models behind one typed API.",
+        },
+        "tags": [{"name": tag} for tag in dict.fromkeys(row.tag for row in endpoints)],
+        "paths": paths,
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _operation(row: Endpoint, path: str, error: type[BaseModel]) -> dict[str, Any]:
+    words = re.findall(r"\w+", f"{row.method.lower()} {path}")
+    operation: dict[str, Any] = {
+        "operationId": "_".join(words),
+        "summary": row.summary,
+        "tags": [row.tag],
+        "responses": _responses(row, path, error),
+    }
+    names = re.findall(r"\{(\w+)\}", path)
+    if names:
+        operation["parameters"] = [_parameter(name) for name in names]
+    if row.request:
+        operation["requestBody"] = {"required": True, "content": {JSON: _content(row.request)}}
+    return operation
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": _EXAMPLES[name]}
+
+
+def _content(model: type[BaseModel]) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": _ref(model)}
+    extra = model.model_config.get("json_schema_extra")
+    if isinstance(extra, dict) and isinstance(extra.get("examples"), list):
+        content["example"] = extra["examples"][0]  # type: ignore[index]
+    return content
+
+
+def _responses(row: Endpoint, path: str, error: type[BaseModel]) -> dict[str, Any]:
+    content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA[path]: {}}
+    texts = _INFER_ERRORS if row.action is Action.INFER else _READ_ERRORS
+    responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
+    for status, text in texts.items():
+        responses[str(status)] = {"description": text, "content": {JSON: {"schema": _ref(error)}}}
+    for status in {429, 503} & texts.keys():
+        responses[str(status)]["headers"] = {
+            "Retry-After": {"description": "seconds, where the wait is known", "schema": {"type": "integer"}}
+        }
+    return responses
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

@@ -1,0 +1,50 @@
+"""Health, readiness and the documentation page: what operators, probes and newcomers read.
+
+Called through the rows in `ENDPOINTS`.
+"""
+
+from functools import cache
+from importlib import resources
+
+from pydantic import BaseModel
+
+from serve_app.protocols.json_body import dump
+from serve_app.protocols.types import Models, RawRequest, Reply
+
+_ALIVE = dump({"status": "ok"})
+
+
+class Alive(BaseModel):
+    """The process lives."""
+
+    status: str
+
+
+class Ready(BaseModel):
+    """Whether the endpoint is ready; `waiting` and `rejected` say why by pool or model."""
+
+    ready: bool
+    waiting: dict[str, str]
+    rejected: dict[str, str]
+
+
+def health(raw: RawRequest, models: Models) -> Reply:
+    """Answer `GET /health`: 200 while the process lives."""
+    return Reply(_ALIVE)
+
+
+def ready(raw: RawRequest, models: Models) -> Reply:
+    """Answer `GET /ready`: 503 until all pinned models of all required pools are ready."""
+    readiness = models.readiness()
+    body = {"ready": readiness.is_ready, "waiting": dict(readiness.waiting), "rejected": dict(readiness.rejected)}
+    return Reply(dump(body), status=200 if readiness.is_ready else 503)
+
+
+def docs(raw: RawRequest, models: Models) -> Reply:
+    """Answer `GET /docs`: one page without outside resources, made from `/openapi.json` by its own script."""
+    return Reply(_page(), media_type="text/html; charset=utf-8")
+
+
+@cache
+def _page() -> bytes:
+    return resources.files("serve_app").joinpath("static/docs.html").read_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.replica import ReplicaMetrics
+from deployments.metrics import ReplicaMetrics
 from deployments.types import ModelState, ModelStatus, PoolStatus
 
 _TIMEOUT_S = 1.0

@@ -1,6 +1,7 @@
 """Every metric of a pool, in one table. Each replica keeps its own registry; the ingress merges them at /metrics."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
@@ -12,6 +13,14 @@ from deployments.types import ModelStatus, Timings
 _MODEL = ("model", "version")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMetrics:
+    """The metrics of one replica, by its id."""
+
+    replica: str
+    metrics: list[Metric]
 
 
 class PoolMetrics:

@@ -10,11 +10,12 @@ from typing import Any
 from ray import serve
 
 from deployments.batching import RunBatch
-from deployments.engines.runtime import is_usable, set_threads
+from deployments.engines import is_usable, set_threads
 from deployments.errors import EngineFailure
-from deployments.replica import Outcome, PoolReplica, ReplicaMetrics
+from deployments.metrics import ReplicaMetrics
+from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
-from deployments.types import InferRequest, Item, PoolStatus
+from deployments.types import InferRequest, Item, Outcome, PoolStatus
 
 
 class Pool:
@@ -26,7 +27,7 @@ class Pool:
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Apply the deployment's user_config. Never raises and never waits for a load (Serve would stop the replica)."""
+        """Apply the user_config; never raises, never waits for a load (Serve would stop the replica)."""
         self._replica.configure(user_config)
 
     async def infer_many(

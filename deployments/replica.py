@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
@@ -17,21 +16,9 @@ from deployments.metrics import PoolMetrics
 from deployments.models import ModelTable
 from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, PoolStatus
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
 
 logger = logging.getLogger(__name__)
-
-# One entry a request, in order: the one place where an error travels as a value, so that one request's
-# fault leaves the others of its call alone.
-Outcome: TypeAlias = InferResult | ServeError
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaMetrics:
-    """The metrics of one replica, by its id."""
-
-    replica: str
-    metrics: list[Metric]
 
 
 class PoolReplica:
@@ -60,7 +47,7 @@ class PoolReplica:
         self._table.configure(user_config)
 
     async def infer_many(self, key: str, requests: Sequence[InferRequest], backlog: int = 0) -> list[Outcome]:
-        """Answer requests for one model `name:version`, each on its own; `backlog` is what its forwarder still holds."""
+        """Answer requests for the model `name:version`, each on its own; `backlog` is what its forwarder still holds."""
         self._upstream[key] = backlog
         try:
             spec = self._table.spec(key)
@@ -89,9 +76,7 @@ class PoolReplica:
     def collect(self) -> list[Metric]:
         """Return this replica's metrics as of now."""
         queues = {model.spec.key: model.queue.n_waiting for model in self._residency.models()}
-        return self._metrics.collect(
-            self.statuses(), queues, self._residency.budget_bytes, len(self._table.rejected)
-        )
+        return self._metrics.collect(self.statuses(), queues, self._residency.budget_bytes, len(self._table.rejected))
 
     async def aclose(self) -> None:
         """Unload everything and stop the threads."""

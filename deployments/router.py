@@ -16,7 +16,9 @@ def rank(key: str, replica_ids: Sequence[str]) -> list[str]:
 
     A replica that joins or leaves moves only the models for which it is, or was, first.
     """
-    return sorted(replica_ids, key=lambda replica: hashlib.blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest())
+    return sorted(
+        replica_ids, key=lambda replica: hashlib.blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest()
+    )
 
 
 class ModelRouter(RequestRouter):

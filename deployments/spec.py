@@ -43,10 +43,14 @@ class Source(Strict):
     """Where a model's files are: exactly one of `path`, `package`, `hub`, `url`."""
 
     path: str | None = Field(default=None, description="folder or file; with `package`, relative to that package")
-    package: str | None = Field(default=None, description="installed Python package whose files hold the model; never imported")
+    package: str | None = Field(
+        default=None, description="installed Python package whose files hold the model; never imported"
+    )
     hub: str | None = Field(default=None, description="Hugging Face hub repository, `org/name`")
     revision: str | None = Field(default=None, description="commit of the hub repository, 40 hex digits")
-    url: str | None = Field(default=None, description="any fsspec URL of a folder or a file: s3://, gs://, https://, file://")
+    url: str | None = Field(
+        default=None, description="any fsspec URL of a folder or a file: s3://, gs://, https://, file://"
+    )
     sha256: dict[str, Sha256] = Field(
         default_factory=dict, description="expected digest by file name relative to the model's folder"
     )
@@ -59,7 +63,9 @@ class Source(Strict):
         if self.path and given[0] in ("hub", "url"):
             raise ValueError(f"path goes with package only, not with {given[0]}")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError("hub needs revision: the 40 hex digits of a commit, so that the model cannot change unseen")
+            raise ValueError(
+                "hub needs revision: the 40 hex digits of a commit, so that the model cannot change unseen"
+            )
         if self.revision and not self.hub:
             raise ValueError("revision goes with hub only")
         return self
@@ -70,7 +76,9 @@ class BatchLimits(Strict):
 
     max_items: int = Field(default=32, ge=1, le=65536, description="items a batch may hold")
     max_tokens: int = Field(default=16384, ge=1, description="padded tokens a batch may cost: longest item × items")
-    max_queue_items: int = Field(default=2048, ge=1, description="items that may wait; beyond, 429. One request may not hold more")
+    max_queue_items: int = Field(
+        default=2048, ge=1, description="items that may wait; beyond, 429. One request may not hold more"
+    )
 
 
 class ModelSpec(Strict):
@@ -85,12 +93,18 @@ class ModelSpec(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on CPU; on CUDA bfloat16 where the GPU has it"
     )
-    max_tokens: int | None = Field(default=None, ge=1, description="tokens an input may have; default: the model's own limit")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="tokens an input may have; default: the model's own limit"
+    )
     truncation: bool = Field(default=False, description="cut longer inputs instead of refusing them with 400")
     batch: BatchLimits = BatchLimits()
-    timeout_s: float = Field(default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included")
+    timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included"
+    )
     pinned: bool = Field(default=False, description="load at start, never evict; the endpoint is ready only when it is")
-    allow: tuple[Format, ...] = Field(default=(), description="file formats accepted besides safetensors; each may run code")
+    allow: tuple[Format, ...] = Field(
+        default=(), description="file formats accepted besides safetensors; each may run code"
+    )
 
     @field_validator("version", mode="before")
     @classmethod
@@ -115,7 +129,9 @@ class PoolArgs(Strict):
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, or cuda for the replica's GPU")
     budget_bytes: Bytes = Field(description="bytes of weights a replica may hold, e.g. 2GiB")
-    threads: int | None = Field(default=None, ge=1, description="torch intra-op threads; default: the replica's num_cpus")
+    threads: int | None = Field(
+        default=None, ge=1, description="torch intra-op threads; default: the replica's num_cpus"
+    )
     cache_dir: str = Field(default="~/.cache/model-endpoint", description="where models from hub and URLs are kept")
 
 

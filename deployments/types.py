@@ -1,6 +1,7 @@
 """The nouns both packages share: tensors, requests, results, and what a pool says of its models.
 
-Imported everywhere; imports nothing of ours. All are plain frozen dataclasses, so they cross Ray handles by pickle.
+Imported everywhere; imports nothing of ours but the errors. All are plain frozen dataclasses, so they cross
+Ray handles by pickle.
 """
 
 import time
@@ -12,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
+
+from deployments.errors import ServeError
 
 Clock: TypeAlias = Callable[[], float]
 Array: TypeAlias = NDArray[Any]
@@ -60,7 +63,7 @@ class Task(StrEnum):
 
     FEATURE_EXTRACTION = "feature-extraction"
     TEXT_CLASSIFICATION = "text-classification"
-    TOKEN_CLASSIFICATION = "token-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task, not a password
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
     FILL_MASK = "fill-mask"
     TEXT_RANKING = "text-ranking"
@@ -108,6 +111,11 @@ class InferRequest:
         """Rows of the largest input: what batching and limits count."""
         return max((a.shape[0] if a.ndim else 1 for a in self.inputs.values()), default=0)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all inputs, about as many as they take on the wire."""
+        return sum(sum(map(len, a.flat)) if a.dtype.hasobject else a.nbytes for a in self.inputs.values())
+
     def with_timeout(self, timeout_s: float) -> "InferRequest":
         """Return the same request with another time left."""
         return replace(self, timeout_s=timeout_s)
@@ -140,6 +148,11 @@ class InferResult:
     outputs: Tensors
     usage: Usage = Usage()
     timings: Timings = Timings()
+
+
+# One entry a request, in order, where requests share a call: the one place where an error travels as a value,
+# so that one request's fault leaves the others alone.
+Outcome: TypeAlias = InferResult | ServeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Residency: never over budget, never evicts what is used, one load however many ask, failures back off."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -64,8 +63,8 @@ class Loader:
 
 
 @pytest.fixture
-async def loader() -> AsyncIterator[Loader]:
-    yield Loader()
+async def loader() -> Loader:
+    return Loader()
 
 
 async def use(residency: Residency[str], name: str) -> str:

@@ -135,6 +135,16 @@ def expected_signature(spec: ModelSpec) -> Signature:
     return ENGINES[engine_name(spec)].signature
 
 
+def set_threads(threads: int | None) -> None:
+    """Tell torch how many threads an operator may use."""
+    importlib.import_module("deployments.engines.runtime").set_threads(threads)
+
+
+def is_usable(device: str) -> bool:
+    """Return whether the device still works. Blocks; call it in a thread."""
+    return bool(importlib.import_module("deployments.engines.runtime").is_usable(device))
+
+
 def load_engine(path: Path, spec: ModelSpec, device: str) -> Engine:
     """Import the family of `spec` and load the model's files onto `device`. Blocks; call it in a thread.
 

@@ -1,5 +1,6 @@
-"""Options of the engine families: what a model entry may write under `options`. Pure pydantic, so that
-`model-endpoint validate` checks them without importing torch.
+"""Options of the engine families: what a model entry may write under `options`.
+
+Pure pydantic, so that `model-endpoint validate` checks them without importing torch.
 """
 
 from typing import Literal

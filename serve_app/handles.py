@@ -1,0 +1,125 @@
+"""Every Ray Serve handle of the ingress: to pools, to their catalogs, to its own siblings.
+
+Handles are made lazily (a pool may be deployed after the endpoint), kept (each configured handle starts a router),
+and every failure of theirs becomes one of our errors. Called by `ingress.py` only.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
+from deployments.metrics import ReplicaMetrics
+from deployments.types import Outcome, PoolStatus
+from serve_app.forwarder import Call
+
+_MAX_HANDLES = 4096  # of model-specific handles kept; the oldest goes first
+_CONTROL_TIMEOUT_S = 2.0
+
+
+class PoolHandles:
+    """Calls into pool applications."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, DeploymentHandle] = {}
+        self._catalogs: dict[str, DeploymentHandle] = {}
+        self._models: dict[tuple[str, str], Any] = {}
+
+    async def send(self, call: Call) -> Sequence[Outcome]:
+        """Send one coalesced call to a pool replica; the forwarder's `Send`.
+
+        Raises:
+            ReplicaLost: the replica died with the call on board.
+            PoolUnavailable: no replica can be reached.
+        """
+        method = self._infer_many(call.target.pool, call.target.key)
+        try:
+            outcomes: Sequence[Outcome] = await method.remote(
+                call.target.key, call.requests, backlog=call.backlog, copy=call.copy
+            )
+        except ServeError:
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise ReplicaLost(f"a replica of pool {call.target.pool!r} gave up a call") from None
+        except Exception as exc:
+            raise _translate(exc, call.target.pool) from exc
+        return outcomes
+
+    async def status(self, pool: str) -> PoolStatus:
+        """Ask a pool's catalog what it offers. Raises PoolUnavailable."""
+        status: PoolStatus = await self._ask_catalog(pool, "status")
+        return status
+
+    async def metrics(self, pool: str) -> list[tuple[str, ReplicaMetrics]]:
+        """Return the metrics of a pool's replicas, none if it does not answer."""
+        try:
+            replicas: list[ReplicaMetrics] = await self._ask_catalog(pool, "metrics")
+        except ServeError:
+            return []
+        return [(pool, replica) for replica in replicas]
+
+    async def _ask_catalog(self, pool: str, method: str) -> Any:
+        if pool not in self._catalogs:
+            self._catalogs[pool] = serve.get_deployment_handle("Catalog", app_name=pool, _check_exists=False)
+        try:
+            async with asyncio.timeout(_CONTROL_TIMEOUT_S):
+                return await getattr(self._catalogs[pool], method).remote()
+        except TimeoutError:
+            raise PoolUnavailable(f"pool {pool!r} did not answer within {_CONTROL_TIMEOUT_S:g} s") from None
+        except Exception as exc:
+            raise _translate(exc, pool) from exc
+
+    def _infer_many(self, pool: str, key: str) -> Any:
+        method = self._models.get((pool, key))
+        if method is None:
+            if pool not in self._pools:
+                self._pools[pool] = serve.get_deployment_handle("Pool", app_name=pool, _check_exists=False)
+            while len(self._models) >= _MAX_HANDLES:
+                self._models.pop(next(iter(self._models)))
+            method = self._pools[pool].options(
+                method_name="infer_many",
+                multiplexed_model_id=key,
+                request_serialization="pickle",
+                response_serialization="pickle",
+            )
+            self._models[pool, key] = method
+        return method
+
+
+async def sibling_metrics(application: str, deployment: str) -> list[tuple[str, ReplicaMetrics]]:
+    """Return the metrics of all replicas of the ingress that answer in time, the asking one included."""
+    handle = serve.get_deployment_handle(deployment, app_name=application, _check_exists=False)
+    try:
+        async with asyncio.timeout(1.0):
+            answers = await handle.broadcast("replica_metrics").results_async(return_exceptions=True)
+    except (TimeoutError, DeploymentUnavailableError):
+        return []
+    return [(application, answer) for answer in answers if isinstance(answer, ReplicaMetrics)]
+
+
+def _translate(exc: Exception, pool: str) -> ServeError:
+    """Return our error for one of Ray's."""
+    cause = exc.cause if isinstance(exc, RayTaskError) else exc
+    if isinstance(cause, ServeError):
+        return cause
+    if isinstance(cause, RayActorError | RequestCancelledError):
+        return ReplicaLost(f"a replica of pool {pool!r} was lost", retry_after_s=1.0)
+    if isinstance(cause, BackPressureError):
+        return Overloaded(f"the queue of pool {pool!r} is full", retry_after_s=1.0)
+    if isinstance(cause, DeploymentUnavailableError):
+        return PoolUnavailable(f"pool {pool!r} is not deployed", retry_after_s=1.0)
+    if isinstance(cause, RayServeException):
+        return PoolUnavailable(f"pool {pool!r} cannot be reached: {type(cause).__name__}", retry_after_s=1.0)
+    return ServeError(f"pool {pool!r} failed: {type(cause).__name__}")

@@ -1,0 +1,93 @@
+"""The `Ingress` deployment: composition of the endpoint inside one replica, and its doors for HTTP and Python."""
+
+import asyncio
+import contextvars
+import logging
+from typing import Any
+
+from ray import serve
+from starlette.applications import Starlette
+
+from deployments.errors import ServeError
+from deployments.metrics import ReplicaMetrics
+from deployments.spec import explain
+from deployments.types import InferRequest, InferResult
+from serve_app.config import EndpointArgs, EndpointConfig
+from serve_app.forwarder import Forwarder
+from serve_app.gateway import Gateway
+from serve_app.handles import PoolHandles, sibling_metrics
+from serve_app.http import build_asgi
+from serve_app.registry import Registry
+from serve_app.telemetry import IngressMetrics, render
+
+logger = logging.getLogger(__name__)
+
+
+@serve.ingress()
+class Ingress:
+    """Answers HTTP through `build_asgi` and Python callers through `infer`."""
+
+    def __init__(self, args: EndpointArgs) -> None:
+        self._args = args
+        self._handles = PoolHandles()
+        self._registry = Registry()
+        self._metrics = IngressMetrics()
+        forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
+        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics)
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return build_asgi(self._gateway, self._args.max_body_bytes)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Apply the deployment's user_config. Never raises: a wrong one is listed, and the one before stays."""
+        try:
+            config = EndpointConfig.model_validate(user_config)
+        except ValueError as exc:
+            logger.error("endpoint configuration refused: %s", explain(exc))
+            self._registry.configure(self._gateway.config.pools, {"endpoint/user_config": explain(exc)})
+            return
+        self._gateway.config = config
+        self._registry.configure(config.pools, {})
+        if self._refreshing is None:
+            loop = asyncio.get_running_loop()
+            self._refreshing = loop.create_task(self._refresh_forever(), context=contextvars.Context())
+
+    async def infer(self, request: InferRequest) -> InferResult:
+        """Answer a Python caller who holds a handle (`serve_app.client.connect`)."""
+        return await self._gateway.infer(request)
+
+    async def replica_metrics(self) -> ReplicaMetrics:
+        """Return this replica's metrics; the replica that serves /metrics asks all of them."""
+        return ReplicaMetrics(serve.get_replica_context().replica_tag, self._metrics.collect())
+
+    async def check_health(self) -> None:
+        """Raise if the pools are no longer asked what they offer; Serve then replaces this replica."""
+        if self._refreshing is not None and self._refreshing.done():
+            raise RuntimeError("the ingress stopped asking its pools")
+
+    async def __del__(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+
+    async def _refresh_forever(self) -> None:
+        while True:
+            await asyncio.gather(*(self._refresh(pool) for pool in self._registry.pools))
+            await asyncio.sleep(self._gateway.config.refresh_s)
+
+    async def _refresh(self, pool: str) -> None:
+        try:
+            self._registry.update(pool, await self._handles.status(pool))
+        except ServeError as exc:
+            self._registry.update(pool, None, exc.message)
+        except Exception:
+            logger.exception("pool %s could not be asked", pool)
+            self._registry.update(pool, None, "it could not be asked")
+
+    async def _gather_metrics(self) -> bytes:
+        context = serve.get_replica_context()
+        parts = await asyncio.gather(
+            sibling_metrics(context.app_name, context.deployment),
+            *(self._handles.metrics(pool) for pool in self._registry.pools),
+        )
+        return render(replica for part in parts for replica in part)

@@ -1,0 +1,153 @@
+"""What the pools offer, as the ingress last heard it: names, versions, where each model lives, who is ready.
+
+Updated in the background by `ingress.py`, read by `gateway.py` and the codecs (`protocols.types.Models`). A pool that
+stops answering keeps its last word: its requests then fail by themselves with 503.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deployments.errors import ModelNotFound, ModelUnavailable, PoolUnavailable
+from deployments.types import ModelState, ModelStatus, PoolStatus, model_key
+from serve_app.config import PoolRef
+from serve_app.forwarder import Target
+from serve_app.protocols.types import Readiness
+
+
+@dataclass(slots=True)
+class _Pool:
+    ref: PoolRef
+    status: PoolStatus | None = None
+    problem: str = "not heard of yet"
+
+
+class Registry:
+    """All models of all pools."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Pool] = {}
+        self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
+        self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
+        self._targets: dict[str, Target] = {}
+
+    def configure(self, pools: Mapping[str, PoolRef], refused: Mapping[str, str]) -> None:
+        """Say which pools there are; what is known of those that stay is kept."""
+        self._pools = {
+            name: _Pool(ref, old.status, old.problem) if (old := self._pools.get(name)) else _Pool(ref)
+            for name, ref in pools.items()
+        }
+        self._refused = refused
+        self._index()
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pool applications."""
+        return tuple(self._pools)
+
+    def update(self, pool: str, status: PoolStatus | None, problem: str = "") -> None:
+        """Take a pool's word, or note that it did not answer."""
+        entry = self._pools.get(pool)
+        if entry is None:
+            return  # left the configuration while it was being asked
+        if status is None:
+            entry.problem = problem
+        elif status.n_replicas == 0:
+            entry.problem = "it has no replica"
+        else:
+            entry.status, entry.problem = status, ""
+            self._index()
+
+    def resolve(self, name: str, version: str | None = None) -> ModelStatus:
+        """Return the model a request means; without a version, its newest one that can serve.
+
+        Raises:
+            ModelNotFound: no pool has it.
+            ModelUnavailable: it is configured, but its entry was refused.
+            PoolUnavailable: not every pool has been heard of, so it cannot be told.
+        """
+        if version is None and ":" in name:
+            name, _, version = name.partition(":")
+        versions = self._versions.get(name)
+        if versions is None:
+            raise self._missing(name, version)
+        if version is None:
+            servable = [v for v in versions.values() if v.is_servable]
+            return (servable or list(versions.values()))[-1]
+        if version not in versions:
+            raise self._missing(name, version)
+        return versions[version]
+
+    def target(self, model: ModelStatus) -> Target:
+        """Return where a resolved model's requests go."""
+        return self._targets[model.key]
+
+    def all(self) -> tuple[ModelStatus, ...]:
+        """Return every model version, by name, oldest version first."""
+        return tuple(model for name in sorted(self._versions) for model in self._versions[name].values())
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Return the versions of a model, oldest first. Raises ModelNotFound."""
+        if name not in self._versions:
+            raise self._missing(name, None)
+        return tuple(self._versions[name])
+
+    def readiness(self) -> Readiness:
+        """Return whether every pinned model of every required pool is ready, and every refused entry."""
+        waiting: dict[str, str] = {}
+        rejected = dict(self._refused)
+        for name, pool in self._pools.items():
+            if pool.status is not None:
+                rejected.update({f"{name}/{key}": reason for key, reason in pool.status.rejected.items()})
+            if pool.ref.required:
+                waiting.update(_waiting(name, pool))
+        return Readiness(is_ready=not waiting, waiting=waiting, rejected=rejected)
+
+    def _missing(self, name: str, version: str | None) -> Exception:
+        for pool in self._pools.values():
+            reason = _refusal(pool.status.rejected if pool.status else {}, name, version)
+            if reason is not None:
+                return ModelUnavailable(f"model {name!r} is configured wrongly: {reason}", reason=reason)
+        silent = sorted(p for p, pool in self._pools.items() if pool.status is None)
+        if silent:
+            return PoolUnavailable(
+                f"model {name!r} cannot be looked up yet: no answer from pool {', '.join(silent)}", retry_after_s=1.0
+            )
+        if name in self._versions:
+            known = ", ".join(self._versions[name])
+            return ModelNotFound(f"unknown model version: {name!r} has no version {version!r}; versions: {known}")
+        known = ", ".join(sorted(self._versions)) or "none"
+        return ModelNotFound(f"unknown model: {name!r} is not found; models: {known}")
+
+    def _index(self) -> None:
+        versions: dict[str, dict[str, ModelStatus]] = {}
+        targets: dict[str, Target] = {}
+        for pool_name, pool in self._pools.items():
+            for model in pool.status.models if pool.status else ():
+                versions.setdefault(model.name, {})[model.version] = model
+                n_replicas = pool.status.n_replicas if pool.status else 1
+                targets[model.key] = Target(pool_name, model.key, n_replicas, is_everywhere=model.pinned)
+        self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
+        self._targets = targets
+
+
+def natural(version: str) -> list[tuple[int, int, str]]:
+    """Return a sort key under which 2 comes before 10, and v1.9 before v1.10."""
+    parts: Iterable[str] = re.findall(r"\d+|\D+", version)
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+
+
+def _waiting(name: str, pool: _Pool) -> dict[str, str]:
+    if pool.status is None or pool.problem:
+        return {name: pool.problem}
+    return {
+        model.key: f"{model.state.value}: {model.reason}" if model.reason else model.state.value
+        for model in pool.status.models
+        if model.pinned and model.state is not ModelState.READY
+    }
+
+
+def _refusal(rejected: Mapping[str, str], name: str, version: str | None) -> str | None:
+    if version is not None:
+        return rejected.get(model_key(name, version))
+    return next((reason for key, reason in rejected.items() if key.startswith(f"{name}:")), None)

@@ -1,0 +1,95 @@
+"""The endpoint's metrics: counters of this ingress replica, and one page for all replicas of endpoint and pools.
+
+Prometheus reaches one ingress replica per scrape, so `/metrics` merges everybody's, told apart by the labels
+`application` and `replica`.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from deployments.metrics import ReplicaMetrics
+from deployments.types import ModelStatus
+from serve_app.forwarder import Call
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class IngressMetrics:
+    """Counters of one ingress replica."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "model_endpoint_requests",
+            "Inference requests by outcome (an error code, or ok).",
+            ("model", "version", "task", "code"),
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "model_endpoint_request_seconds",
+            "Time from parsed request to answer.",
+            ("model", "version"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._http = Counter(
+            "model_endpoint_http_requests",
+            "HTTP requests by route and status.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self._http_latency = Histogram(
+            "model_endpoint_http_request_seconds",
+            "Time from the first byte read to the last byte sent.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._call_requests = Histogram(
+            "model_endpoint_call_requests",
+            "Requests that shared one call to a pool.",
+            ("model",),
+            buckets=_REQUESTS,
+            registry=registry,
+        )
+
+    def request(self, model: ModelStatus, code: str, seconds: float) -> None:
+        """Count one inference request."""
+        self._requests.labels(model.name, model.version, model.task.value, code).inc()
+        self._latency.labels(model.name, model.version).observe(seconds)
+
+    def http(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; `route` is a path template, never a path."""
+        self._http.labels(method, route, status).inc()
+        self._http_latency.labels(route).observe(seconds)
+
+    def call(self, call: Call) -> None:
+        """Count one handle call."""
+        self._call_requests.labels(call.target.key).observe(len(call.requests))
+
+    def collect(self) -> list[Metric]:
+        """Return all metrics as of now."""
+        return list(self._registry.collect())
+
+
+class _Merged(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def render(replicas: Iterable[tuple[str, ReplicaMetrics]]) -> bytes:
+    """Merge metrics by (application, replica) into one page of Prometheus' text format."""
+    families: dict[str, Metric] = {}
+    for application, replica in replicas:
+        labels = {"application": application, "replica": replica.replica}
+        for metric in replica.metrics:
+            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            family.samples.extend(sample._replace(labels={**sample.labels, **labels}) for sample in metric.samples)
+    return generate_latest(_Merged(families.values()))

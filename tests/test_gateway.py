@@ -1,0 +1,97 @@
+"""Gateway: deadlines, and what is counted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound
+from deployments.types import InferRequest, InferResult, ModelState, ModelStatus, Outcome, PoolStatus, Signature, Task
+from serve_app.config import EndpointConfig, PoolRef
+from serve_app.forwarder import Call, Forwarder
+from serve_app.gateway import Gateway
+from serve_app.registry import Registry
+from serve_app.telemetry import IngressMetrics, render
+
+
+class Case:
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.answer: Outcome | None = None
+        registry = Registry()
+        registry.configure({"p": PoolRef()}, {})
+        status = ModelStatus("m", "1", Task.TENSOR, Signature((), ()), ModelState.READY, True, timeout_s=30.0)
+        registry.update("p", PoolStatus((status,), {}, 1))
+        self.metrics = IngressMetrics()
+        self.gateway = Gateway(registry, Forwarder(self.send), self.metrics, self.gather)
+
+    async def send(self, call: Call) -> Sequence[Outcome]:
+        self.calls.append(call)
+        return [self.answer or InferResult("m", "1", {}) for _ in call.requests]
+
+    async def gather(self) -> bytes:
+        return b"page"
+
+    def count(self, name: str, **labels: str) -> float:
+        samples = [s for metric in self.metrics.collect() for s in metric.samples if s.name == name]
+        return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+
+def request(model: str = "m", timeout_s: float | None = None) -> InferRequest:
+    return InferRequest(model, {"x": np.zeros(1)}, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("wish", "operator", "given"), [(None, 60.0, 30.0), (None, 5.0, 5.0), (2.0, 60.0, 2.0), (99.0, 60.0, 30.0)]
+)
+async def test_the_shortest_of_wish_model_and_operator_counts(
+    wish: float | None, operator: float, given: float
+) -> None:
+    case = Case()
+    case.gateway.config = EndpointConfig(max_timeout_s=operator)
+    await case.gateway.infer(request(timeout_s=wish))
+    assert case.calls[0].requests[0].timeout_s == pytest.approx(given, abs=0.1)
+
+
+@pytest.mark.parametrize("wish", [0.0, -1.0])
+async def test_a_timeout_must_be_positive(wish: float) -> None:
+    with pytest.raises(InvalidInput, match="timeout"):
+        await Case().gateway.infer(request(timeout_s=wish))
+
+
+async def test_outcomes_are_counted_by_model_and_code() -> None:
+    case = Case()
+    await case.gateway.infer(request())
+    case.answer = DeadlineExceeded("late")
+    with pytest.raises(DeadlineExceeded):
+        await case.gateway.infer(request())
+    assert case.count("model_endpoint_requests_total", model="m", code="ok") == 1
+    assert case.count("model_endpoint_requests_total", code="deadline_exceeded") == 1
+
+
+async def test_an_unknown_model_makes_no_new_metric() -> None:
+    case = Case()
+    with pytest.raises(ModelNotFound):
+        await case.gateway.infer(request("nope"))
+    assert case.count("model_endpoint_requests_total") == 0
+
+
+async def test_http_requests_are_counted_and_the_page_comes_from_everybody() -> None:
+    case = Case()
+    case.gateway.observe("GET", "/v2", 200, 0.01)
+    assert case.count("model_endpoint_http_requests_total", route="/v2", status="200") == 1
+    assert await case.gateway.metrics() == b"page"
+
+
+def test_replicas_are_told_apart_on_one_page() -> None:
+    from deployments.metrics import ReplicaMetrics
+
+    parts = []
+    for replica in ("r1", "r2"):
+        metrics = IngressMetrics()
+        metrics.http("GET", "/v2", 200, 0.01)
+        parts.append(("endpoint", ReplicaMetrics(replica, metrics.collect())))
+    page = render(parts).decode()
+    assert page.count("# TYPE model_endpoint_http_requests_total counter") == 1
+    for replica in ("r1", "r2"):
+        assert f'application="endpoint",method="GET",replica="{replica}",route="/v2",status="200"' in page

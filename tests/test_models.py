@@ -1,0 +1,205 @@
+"""ModelTable: a configuration change never breaks what works, and says what it could not do."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from deployments.batching import BatchQueue
+from deployments.engines.base import Engine
+from deployments.errors import ModelNotFound, ModelUnavailable
+from deployments.loaded import LoadedModel
+from deployments.models import ModelTable
+from deployments.residency import Residency
+from deployments.spec import ModelSpec
+from deployments.types import ModelState, Signature
+
+
+class FakeEngine:
+    signature = Signature((), ())
+    labels = ("no", "yes")
+
+
+class Loader:
+    """Loads anything but sources whose path contains `bad`."""
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.unloads: list[str] = []
+
+    async def estimate(self, spec: ModelSpec) -> int:
+        if "bad" in str(spec.source.path):
+            raise ModelUnavailable("no such files", reason="no such files", retry_after_s=60.0)
+        return 10
+
+    async def load(self, spec: ModelSpec) -> LoadedModel:
+        self.loads.append(f"{spec.key} {spec.source.path}")
+
+        async def run(items: Any) -> Any:
+            return items
+
+        queue = BatchQueue(run, spec.batch, asyncio.Semaphore(1))
+        return LoadedModel(spec, cast(Engine, FakeEngine()), queue, cast(Any, None))
+
+    def size_bytes(self, model: LoadedModel) -> int:
+        return 10
+
+    async def unload(self, model: LoadedModel) -> None:
+        self.unloads.append(f"{model.spec.key} {model.spec.source.path}")
+
+
+class Case:
+    def __init__(self, budget: int = 100) -> None:
+        self.loader = Loader()
+        self.residency: Residency[LoadedModel] = Residency(budget, self.loader)
+        self.table = ModelTable(self.residency, self.loader)
+
+    def apply(self, *models: Any, **settings: Any) -> None:
+        self.table.configure({"models": list(models), **settings})
+
+    async def use(self, key: str) -> str | None:
+        async with self.residency.lease(self.table.spec(key)) as model:
+            return model.spec.source.path
+
+    def states(self) -> dict[str, ModelState]:
+        return {s.key: s.state for s in self.table.statuses()}
+
+
+def entry(name: str, path: str = "/v1", **fields: Any) -> dict[str, Any]:
+    return {"name": name, "task": "fill-mask", "source": {"path": path}, **fields}
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def test_pinned_models_load_by_themselves_and_others_on_demand() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True), entry("b"))
+    await settle()
+    assert case.states() == {"a:1": ModelState.READY, "b:1": ModelState.UNLOADED}
+    assert await case.use("b:1") == "/v1"
+
+
+async def test_the_same_configuration_again_changes_nothing() -> None:
+    case = Case()
+    for _ in range(3):
+        case.apply(entry("a", pinned=True))
+        await settle()
+    assert case.loader.loads == ["a:1 /v1"]
+
+
+async def test_a_changed_model_is_ready_before_the_old_one_leaves() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    case.apply(entry("a", "/v2", pinned=True))
+    assert await case.use("a:1") == "/v1"
+    await settle()
+    assert await case.use("a:1") == "/v2"
+    await settle()
+    assert case.loader.unloads == ["a:1 /v1"]
+
+
+async def test_a_change_that_cannot_load_leaves_the_old_one_serving_and_says_why() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    case.apply(entry("a", "/bad", pinned=True))
+    await settle()
+    assert await case.use("a:1") == "/v1"
+    assert case.table.rejected == {"a:1": "no such files"}
+    case.apply(entry("a", pinned=True))
+    assert case.table.rejected == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({**entry("a"), "task": "fill-msk"}, "task"),
+        ({**entry("a"), "engine": "tensor"}, "engine"),
+        ({**entry("a"), "options": {"topk": 3}}, "topk"),
+        ({**entry("a"), "source": {}}, "source"),
+    ],
+)
+async def test_a_wrong_entry_keeps_what_was_there_and_costs_no_other(wrong: dict[str, Any], why: str) -> None:
+    case = Case()
+    case.apply(entry("a"), entry("b"))
+    case.apply(wrong, entry("b"), entry("c"))
+    assert why in case.table.rejected["a:1"]
+    assert set(case.states()) == {"a:1", "b:1", "c:1"}
+    assert await case.use("a:1") == "/v1"
+
+
+@pytest.mark.parametrize("config", [None, [], "x", {"models": "x"}, {"models": {"a": 1}}])
+async def test_a_configuration_nothing_can_be_read_from_changes_nothing(config: Any) -> None:
+    case = Case()
+    case.apply(entry("a"))
+    case.table.configure(config)
+    assert set(case.states()) == {"a:1"}
+    assert case.table.rejected
+
+
+async def test_a_removed_model_is_not_offered_but_answers_while_it_drains() -> None:
+    case = Case()
+    case.apply(entry("a"), drain_s=0.05)
+    await case.use("a:1")
+    case.apply(drain_s=0.05)
+    assert case.states() == {}
+    assert await case.use("a:1") == "/v1"
+    await asyncio.sleep(0.1)
+    await settle()
+    assert case.loader.unloads == ["a:1 /v1"]
+    with pytest.raises(ModelNotFound):
+        case.table.spec("a:1")
+
+
+async def test_a_model_removed_and_back_keeps_its_place_in_memory() -> None:
+    case = Case()
+    case.apply(entry("a"), drain_s=0.05)
+    await case.use("a:1")
+    case.apply(drain_s=0.05)
+    case.apply(entry("a"), drain_s=0.05)
+    await asyncio.sleep(0.1)
+    assert case.states() == {"a:1": ModelState.READY}
+    assert case.loader.loads == ["a:1 /v1"]
+
+
+async def test_limits_change_without_a_load() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    case.apply(entry("a", pinned=True, batch={"max_items": 3}, timeout_s=7))
+    slot = case.residency.peek(case.table.spec("a:1"))
+    assert slot is not None
+    assert slot.model is not None
+    assert slot.model.queue.limits.max_items == 3
+    assert case.loader.loads == ["a:1 /v1"]
+    assert case.table.statuses()[0].timeout_s == 7
+
+
+async def test_a_model_whose_files_appear_later_heals_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.models._RETRY_S", 0.01)
+    monkeypatch.setattr("deployments.residency.BACKOFF_S", 0.01)
+    case = Case()
+    case.apply(entry("a", "/bad", pinned=True))
+    await settle()
+    assert case.states() == {"a:1": ModelState.UNAVAILABLE}
+    assert case.table.statuses()[0].reason == "no such files"
+
+    async def estimate(spec: ModelSpec) -> int:
+        return 10
+
+    monkeypatch.setattr(case.loader, "estimate", estimate)
+    await asyncio.sleep(0.1)
+    assert case.states() == {"a:1": ModelState.READY}
+    assert case.table.rejected == {}
+
+
+async def test_closing_stops_everything() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True), entry("b", "/bad", pinned=True))
+    await settle()
+    await case.table.aclose()
+    assert case.loader.unloads == ["a:1 /v1"]

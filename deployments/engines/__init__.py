@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from deployments.engines.base import Engine
+from deployments.engines.base import Engine, unavailable
 from deployments.engines.options import (
     ClassificationOptions,
     CustomOptions,
@@ -158,5 +158,4 @@ def load_engine(path: Path, spec: ModelSpec, device: str) -> Engine:
     except ModelUnavailable:
         raise
     except Exception as exc:
-        reason = f"{type(exc).__name__}: {exc}"
-        raise ModelUnavailable(f"model {spec.key!r} cannot be loaded: {reason}", reason=reason) from exc
+        raise unavailable(spec, f"{type(exc).__name__}: {exc}") from exc

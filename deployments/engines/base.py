@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from deployments.errors import ModelUnavailable
 from deployments.spec import ModelSpec
 from deployments.types import InferRequest, Item, Signature, Tensors
 
@@ -44,3 +45,8 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the weights."""
+
+
+def unavailable(spec: ModelSpec, reason: str) -> ModelUnavailable:
+    """Return the error for a model that cannot be loaded; `reason` says what is wrong and what to do."""
+    return ModelUnavailable(f"model {spec.key!r} cannot be loaded: {reason}", reason=reason)

@@ -3,9 +3,9 @@
 Pure pydantic, so that `model-endpoint validate` checks them without importing torch.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from deployments.spec import Strict
 from deployments.types import Datatype, TensorSpec
@@ -59,7 +59,10 @@ class TensorOptions(Strict):
     inputs: tuple[TensorOption, ...] = Field(min_length=1)
     outputs: tuple[TensorOption, ...] = Field(min_length=1)
     batched: bool = Field(default=True, description="rows along the first axis are independent and may be batched")
-    warm_up: bool = True
+    warm_up: bool = Field(
+        default=True, description="run once on zeros after loading; off for programs that refuse them"
+    )
+    method: str = Field(default="forward", pattern=r"^[A-Za-z]\w*$", description="TorchScript method to call")
 
     @field_validator("inputs", "outputs")
     @classmethod
@@ -68,6 +71,16 @@ class TensorOptions(Strict):
             if tensor.datatype is Datatype.BYTES:
                 raise ValueError(f"tensor {tensor.name!r}: a numeric engine cannot take BYTES")
         return tensors
+
+    @model_validator(mode="after")
+    def _rows(self) -> Self:
+        for tensor in (*self.inputs, *self.outputs):
+            if self.batched and tensor.shape[:1] != (-1,):
+                raise ValueError(
+                    f"tensor {tensor.name!r}: batched programs take rows, so its shape must begin with -1; "
+                    "or write `batched: false`"
+                )
+        return self
 
 
 class CustomOptions(Strict):

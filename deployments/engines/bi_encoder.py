@@ -1,0 +1,28 @@
+"""How well each text answers a query, by the cosine of their embeddings: ranking with an embedding model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deployments.engines.params import TextParams, parse_params
+from deployments.engines.sentence_embedding import SentenceEmbedding, unit
+from deployments.types import Array, InferRequest, Item, Signature, Tensors
+
+
+class BiEncoder(SentenceEmbedding):
+    """An embedding model with a ranker's signature."""
+
+    def prepare(self, request: InferRequest) -> list[Item]:
+        """Tokenise `query` BYTES [1], then `text` BYTES [n]."""
+        params = parse_params(TextParams, request.params)
+        query = self._text_items(request, "query", params, self._files.prompt("query"))
+        texts = self._text_items(request, "text", params, self._files.prompt("document", "passage", "corpus"))
+        return query + texts
+
+    def finish(self, request: InferRequest, outputs: Sequence[Array]) -> Tensors:
+        """Return `score` FP32 [n], cosines in the order of `text`."""
+        vectors = unit(np.stack(outputs))
+        return {"score": vectors[1:] @ vectors[0]}
+
+    def _with_size(self, signature: Signature) -> Signature:
+        return signature  # a score a text, whatever the size of the vectors

@@ -1,0 +1,128 @@
+"""Text to token ids and ids to padded tensors, within the model's limit. Called by `TextEngine`.
+
+Tokenising belongs to the pool's text thread and padding to its device thread; they share no state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from deployments.engines.base import unavailable
+from deployments.engines.loading import OFFLINE
+from deployments.errors import InputTooLong, InvalidInput
+from deployments.spec import ModelSpec
+
+_UNLIMITED = 2**31 - 1
+Encoding: TypeAlias = Any  # tokenizers.Encoding: ids, type_ids, offsets, special_tokens_mask, sequence_ids
+Cut: TypeAlias = Literal["longest_first", "only_first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenised text or pair of texts."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+class TextTokenizer:
+    """A model's fast tokenizer and its limit."""
+
+    def __init__(self, path: Path, spec: ModelSpec, model: Any, max_tokens: int | None = None) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **OFFLINE)
+        if not self.tokenizer.is_fast:
+            raise unavailable(spec, "it has no fast tokenizer (tokenizer.json); convert it with transformers first")
+        self.limit = token_limit(spec.max_tokens, max_tokens, self.tokenizer.model_max_length, position_limit(model))
+        n_special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if self.limit <= n_special:
+            raise unavailable(spec, f"max_tokens {self.limit} leaves no room beside {n_special} special tokens")
+        pad_id = self.tokenizer.pad_token_id
+        self._pad_id = self.tokenizer.eos_token_id or 0 if pad_id is None else pad_id
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = self._pad_id  # decoders look for the last token that is none
+        self._has_type_ids = "token_type_ids" in self.tokenizer.model_input_names
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        field: str,
+        pairs: Sequence[str] | None = None,
+        *,
+        truncate: bool = False,
+        cut: Cut = "longest_first",
+        n_each: int = 1,
+    ) -> list[Encoding]:
+        """Tokenise texts, or pairs of texts.
+
+        Errors call them `field[i]`, counting a text that stands there `n_each` times in a row once.
+
+        Raises:
+            InputTooLong: one is over the limit and may not be cut, or cutting would leave nothing of the text.
+            InvalidInput: one has no token at all.
+        """
+        encodings = self._call(texts, pairs, False)
+        too_long = [i for i, encoding in enumerate(encodings) if len(encoding.ids) > self.limit]
+        for i in too_long:
+            surplus = len(encodings[i].ids) - self.limit
+            if not truncate or (cut == "only_first" and encodings[i].sequence_ids.count(0) <= surplus):
+                raise self._too_long(f"{field}[{i // n_each}]", len(encodings[i].ids), pairs is not None)
+        if too_long:
+            shorter = self._call([texts[i] for i in too_long], pairs and [pairs[i] for i in too_long], cut)
+            for i, encoding in zip(too_long, shorter, strict=True):
+                encodings[i] = encoding
+        for i, encoding in enumerate(encodings):
+            if not encoding.ids:
+                raise InvalidInput(f"{field}[{i}] is empty: it has no tokens", field=f"{field}[{i}]")
+        return encodings
+
+    def pad(self, rows: Sequence[Tokens], device: str) -> dict[str, torch.Tensor]:
+        """Return the tensors a model takes, each (rows, longest), INT64.
+
+        Always padded on the right: positions and causal masks then give what the text alone would.
+        """
+        width = max(len(row.ids) for row in rows)
+        batch = {
+            "input_ids": [row.ids + [self._pad_id] * (width - len(row.ids)) for row in rows],
+            "attention_mask": [[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows],
+        }
+        if self._has_type_ids:
+            pad = self.tokenizer.pad_token_type_id
+            batch["token_type_ids"] = [row.type_ids + [pad] * (width - len(row.ids)) for row in rows]
+        return {name: torch.tensor(ids, dtype=torch.int64, device=device) for name, ids in batch.items()}
+
+    def _call(self, texts: Sequence[str], pairs: Sequence[str] | None, cut: Cut | Literal[False]) -> list[Encoding]:
+        max_length = self.limit if cut else None
+        second = None if pairs is None else list(pairs)
+        encoded = self.tokenizer(list(texts), second, truncation=cut, max_length=max_length, verbose=False)
+        return list(encoded.encodings)
+
+    def _too_long(self, field: str, n_tokens: int, is_pair: bool) -> InputTooLong:
+        return InputTooLong(
+            f"{field} has {n_tokens} tokens{' together with its pair' if is_pair else ''}; this model takes "
+            f"{self.limit}. Shorten it, or send the parameter truncate=true",
+            field=field,
+            n_tokens=n_tokens,
+            max_tokens=self.limit,
+        )
+
+
+def token_limit(*limits: int | None) -> int:
+    """Return the smallest limit given; tokenizers without one say 1e30."""
+    return min((limit for limit in limits if limit is not None and limit < _UNLIMITED), default=_UNLIMITED)
+
+
+def position_limit(model: Any) -> int | None:
+    """Return how many tokens the model's positions can tell apart.
+
+    RoBERTa and its kin count positions from the padding index on, and so lose some of their table.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None  # relative positions: -1, or nothing

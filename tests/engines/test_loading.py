@@ -40,6 +40,12 @@ def test_folder_without_safetensors_is_refused_with_the_fix(pickled: Path) -> No
         load(pickled, TASK)
 
 
+def test_stray_safetensors_file_does_not_let_pickle_in(pickled: Path) -> None:
+    (pickled / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors"):
+        load(pickled, TASK)
+
+
 def test_pickled_weights_load_where_they_are_allowed(pickled: Path, tiny: Callable[[str], Path]) -> None:
     asked = request(text=["a cat"])
     assert_equal(alone(load(pickled, TASK, allow=["pickle"]), asked), alone(load(tiny("bert"), TASK), asked))

@@ -13,13 +13,13 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## Install, start the endpoint, wait until it is ready [CONFIG=serve_config.yaml] [PORT=8000] [GRPC_PORT=9000]
-	@$(PY) -m serve_app.local up $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT))
+	@$(VENV)/bin/model-endpoint up $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT))
 
 down: ## Stop the endpoint and everything that belongs to it
-	@if [ -x $(PY) ]; then $(PY) -m serve_app.local down; else echo "nothing is running"; fi
+	@if [ -x $(PY) ]; then $(VENV)/bin/model-endpoint down; else echo "nothing is running"; fi
 
 env: ## Print what another shell needs to reach the running cluster: eval "$(make -s env)"
-	@$(PY) -m serve_app.local env
+	@$(VENV)/bin/model-endpoint env
 
 test: install-dev ## Install what is needed, then lint, types and all tests
 	@$(MAKE) --no-print-directory lint
@@ -49,8 +49,8 @@ install: $(PY)
 	if [ "$$(cat $(VENV)/.installed 2>/dev/null)" != "$$want" ]; then \
 		echo "installing into $(VENV): once, some minutes" && rm -f $(VENV)/.installed && \
 		$(PIP) --no-deps --require-hashes --requirement requirements.lock && \
-		$(PIP) "$(TORCH)" && \
-		$(PIP) --no-deps --editable . && \
+		$(PIP) --no-warn-conflicts "$(TORCH)" && \
+		$(PIP) --no-deps --no-build-isolation --editable . && \
 		echo "$$want" >$(VENV)/.installed; \
 	fi
 

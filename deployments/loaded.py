@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from deployments.batching import BatchQueue, Done
 from deployments.engines.base import Engine
 from deployments.spec import ModelSpec
-from deployments.tensors import check_inputs
+from deployments.tensors import check_inputs, check_output_names
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Item, Tensors, Timings, Usage
 
 R = TypeVar("R")
@@ -54,7 +54,8 @@ class LoadedModel:
         )
 
     def _prepare(self, request: InferRequest) -> list[Item]:
-        check_inputs(request.inputs, self.engine.signature)
+        check_inputs(request.inputs, self.engine.signature, self.spec.name)
+        check_output_names(request.outputs or (), self.engine.signature, self.spec.name)
         return self.engine.prepare(request)
 
     def _finish(self, request: InferRequest, outputs: Sequence[Any]) -> Tensors:

@@ -80,7 +80,7 @@ class EngineLoader:
         logger.info("model %s unloaded", model.spec.key)
 
     def _fetch(self, spec: ModelSpec) -> Path:
-        return fetch(spec.source, self._cache_dir, spec.allow)
+        return fetch(spec, self._cache_dir)
 
     def _load(self, spec: ModelSpec) -> Engine:
         engine = load_engine(self._fetch(spec), spec, self._device)

@@ -12,6 +12,7 @@ from ray import serve
 from deployments.batching import RunBatch
 from deployments.engines import is_usable, set_threads
 from deployments.errors import EngineFailure
+from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
@@ -22,6 +23,7 @@ class Pool:
     """Keeps several models in memory and answers calls for any of them."""
 
     def __init__(self, args: PoolArgs) -> None:
+        log_through_serve()
         self._args = args
         set_threads(args.threads)
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)

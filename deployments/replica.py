@@ -47,7 +47,7 @@ class PoolReplica:
         self._table.configure(user_config)
 
     async def infer_many(self, key: str, requests: Sequence[InferRequest], backlog: int = 0) -> list[Outcome]:
-        """Answer requests for the model `name:version`, each on its own; `backlog` is what its forwarder still holds."""
+        """Answer requests for the model `name:version`, each on its own; `backlog` still waits upstream."""
         self._upstream[key] = backlog
         try:
             spec = self._table.spec(key)

@@ -30,7 +30,9 @@ _log = logging.getLogger(__name__)
 class Gateway(Protocol):
     """What the edge needs of the endpoint."""
 
-    models: Models
+    @property
+    def models(self) -> Models:
+        """What the codecs may ask about models."""
 
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer one request. Raises ServeError."""

@@ -9,6 +9,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from deployments.errors import ServeError
+from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
 from deployments.types import InferRequest, InferResult
@@ -17,6 +18,7 @@ from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, sibling_metrics
 from serve_app.http import build_asgi
+from serve_app.middleware import ACCESS
 from serve_app.registry import Registry
 from serve_app.telemetry import IngressMetrics, render
 
@@ -28,6 +30,7 @@ class Ingress:
     """Answers HTTP through `build_asgi` and Python callers through `infer`."""
 
     def __init__(self, args: EndpointArgs) -> None:
+        log_through_serve()
         self._args = args
         self._handles = PoolHandles()
         self._registry = Registry()
@@ -48,6 +51,7 @@ class Ingress:
             self._registry.configure(self._gateway.config.pools, {"endpoint/user_config": explain(exc)})
             return
         self._gateway.config = config
+        ACCESS.disabled = not config.access_log
         self._registry.configure(config.pools, {})
         if self._refreshing is None:
             loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """The default config, and copies of it with one thing changed, for tests of what reads config files."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,6 +48,14 @@ def changed(*changes: Change) -> dict[str, Any]:
         else:
             at[place[-1]] = value
     return data
+
+
+def places(data: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield every place of a config, keys and list entries, from the outside in."""
+    entries = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in entries:
+        yield (*at, key)
+        yield from places(value, (*at, key))
 
 
 def write(folder: Path, data: object) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.local import commands, node
+from serve_app.local import node
 from serve_app.local.cluster import Cluster, Options
 from serve_app.local.dashboard import last_line, with_ports
 from serve_app.local.errors import LocalFailure
@@ -194,32 +194,3 @@ def test_config_without_a_host_listens_on_loopback(tmp_path: Path) -> None:
 def test_last_line_of_a_traceback_is_its_error() -> None:
     assert last_line("Traceback:\n  File x\n    f()\n    ^^^\nValueError: too small\n\n") == "ValueError: too small"
     assert last_line(" \n") == "no message"
-
-
-def test_first_model_is_the_first_that_a_pool_lists() -> None:
-    pool = {"deployments": [{"name": "Catalog"}, {"name": "Pool", "user_config": {"models": [{"name": "minilm"}]}}]}
-    assert (
-        commands.first_model({"applications": [{"deployments": [{"name": "Ingress", "user_config": {}}]}, pool]})
-        == "minilm"
-    )
-    assert commands.first_model({}) is None
-
-
-def test_down_without_a_cluster_succeeds_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.down(state_dir=tmp_path / "up") == 0
-    assert commands.down(state_dir=tmp_path / "up") == 0
-    assert capsys.readouterr().out.splitlines() == ["nothing is running"] * 2
-
-
-def test_environment_without_a_cluster_says_how_to_start_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert commands.environment(state_dir=tmp_path) == 1
-    assert "make up" in capsys.readouterr().err
-
-
-def test_down_ends_what_a_crash_left_even_without_a_record(tmp_path: Path, spawn: Spawn) -> None:
-    state_dir = tmp_path / "up"
-    left = spawn("", {MARK: str(state_dir)})
-    assert commands.down(state_dir=state_dir) == 0
-    assert left.wait(5) == -signal.SIGTERM

@@ -21,6 +21,7 @@ SERVE_FIELDS: Table = {
         [(("http_options", "port"), "many")],
         "http_options.port: input should be a valid integer, unable to parse string as an integer (value 'many')",
     ),
+    "port out of range": ([(("http_options", "port"), 70000)], "http_options.port: ports are 1 to 65535 (value 70000)"),
     "proxy location": (
         [(("proxy_location",), "EveryNod")],
         "proxy_location: input should be 'Disabled', 'HeadOnly' or 'EveryNode' (value 'EveryNod'); "
@@ -125,7 +126,10 @@ def test_one_run_names_every_fault(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", ":2: not valid YAML at column 1: expected a single document"),
         ("a: !!python/object:os.system {}\n", ":1: not valid YAML at column 4: could not determine a constructor"),
         ("a: 2026-02-31\n", ": not valid YAML: day"),
-        ("a: &a [*a]\n", ": applications: expected a list of applications"),
+        ("a: &a [*a]\n", ":1: a[0]: this alias holds itself"),
+        ("a: .inf\n", ":1: a: not a finite number (value '.inf')"),
+        ("a: 2026-01-02\n", ":1: a: YAML reads this as a date; put it in quotes (value '2026-01-02')"),
+        ("version: 1.10\n", ":1: version: YAML reads this as the number 1.1; put it in quotes (value '1.10')"),
     ],
 )
 def test_what_is_no_yaml_mapping_is_said_with_its_line(text: str, expected: str, tmp_path: Path) -> None:

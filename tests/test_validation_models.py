@@ -3,7 +3,24 @@
 from pathlib import Path
 
 import pytest
-from config_files import CASSETTE, GONE, INGRESS, MINILM, POOL, RERANK, SRE, Table, changed, lines_of
+import yaml
+from config_files import (
+    CASSETTE,
+    DEFAULT,
+    GONE,
+    INGRESS,
+    MINILM,
+    POOL,
+    RERANK,
+    SRE,
+    Table,
+    changed,
+    default,
+    lines_of,
+    places,
+)
+
+from serve_app.validation import Scope, check_text
 
 ENDPOINTS = "applications[0].deployments[0]"
 MODEL = "applications[2].deployments[1].user_config.models[0]"
@@ -82,6 +99,10 @@ OURS: Table = {
         [(("applications", 0, "route_prefix"), None)],
         "applications[0].route_prefix: the endpoint needs a route, or nobody reaches it; write / (value null)",
     ),
+    "route without a slash": (
+        [(("applications", 0, "route_prefix"), "models")],
+        "applications[0].route_prefix: a route begins with / (value 'models')",
+    ),
     "no endpoint": (
         [(("applications", 0), GONE)],
         "applications: expected one application with import_path serve_app.app:build, found 0",
@@ -124,3 +145,11 @@ def test_a_fault_in_our_part_gets_its_line(name: str, tmp_path: Path) -> None:
     changes, expected = OURS[name]
     lines = lines_of(tmp_path, changed(*changes))
     assert any(line == expected or (line.startswith(expected) and expected[-1] == " ") for line in lines), lines
+
+
+def test_no_value_anywhere_makes_it_raise() -> None:
+    values = (None, [], {}, "x", -1, [{}], {"a": {}})
+    for index, place in enumerate(places(default())):
+        value = values[index % len(values)]
+        check_text(yaml.safe_dump(changed((place, value))), "f", Scope(reads_files=False))
+    assert check_text(DEFAULT.read_text(), "f").errors == ()

@@ -57,8 +57,8 @@ class Cluster:
 
     @property
     def logs(self) -> Path:
-        """Ray's logs; Serve's are in its `serve` folder."""
-        return self.run_dir / "ray" / "session_latest" / "logs"
+        """Ray's logs, by a link; Serve's are in its `serve` folder."""
+        return self.state_dir / "logs"
 
     @property
     def start_log(self) -> Path:

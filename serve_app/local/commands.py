@@ -21,6 +21,7 @@ from serve_app.local.cluster import LOOPBACK, Cluster, Options
 from serve_app.local.errors import LocalFailure
 from serve_app.local.folders import private_folder
 from serve_app.local.ports import is_free, listener
+from serve_app.validation import check_file
 
 _DEFAULT_HTTP_PORT, _DEFAULT_GRPC_PORT = 8000, 9000
 
@@ -50,6 +51,9 @@ def up(
     except LocalFailure as exc:
         _print(f"up: {exc}", sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        _print("up: interrupted", sys.stderr)
+        return 130
     _print(f"ready after {time.monotonic() - began:.0f} s\n\n{_epilogue(cluster, parsed)}")
     return 0
 
@@ -109,8 +113,6 @@ def _deploy(cluster: Cluster, config: Mapping[str, Any], deadline: float) -> Non
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    from serve_app.validation import check_file
-
     if not path.is_file():
         raise LocalFailure(f"no such file: {path}")
     if problems := check_file(path):
@@ -161,7 +163,7 @@ def _epilogue(cluster: Cluster, config: Mapping[str, Any]) -> str:
     return (
         f"try:   curl -s {cluster.http_url}/v1/predict -H 'content-type: application/json' -d '{body}'\n"
         f"docs:  {cluster.http_url}/docs\n"
-        f"logs:  {cluster.state_dir / 'logs'}/serve\n"
+        f"logs:  {cluster.logs / 'serve'}\n"
         f"stop:  make down"
     )
 

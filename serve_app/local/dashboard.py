@@ -5,6 +5,7 @@ Called by `node`, `commands`, the live tests and the benchmarks. `say` gets one 
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ Say = Callable[[str], None]
 _APPLICATIONS = "/api/serve/applications/"
 _POLL_S = 0.5
 _UNROUTED_S = 3.0
+_RETRIES_S = 20.0
 
 
 def silent(line: str) -> None:
@@ -50,9 +52,12 @@ def deploy(cluster: Cluster, config: Config, say: Say = silent, timeout_s: float
     Raises:
         LocalFailure: Serve refused it, an application failed, Ray died, or time ran out.
     """
-    check_alive(cluster)
-    # The first deploy starts the controller and HAProxy before it answers.
-    answer = _call(cluster, "PUT", _APPLICATIONS, timeout_s=120, json=with_ports(config, cluster))
+    wait_until_up(cluster, 30)
+    try:
+        # The first deploy starts the controller and HAProxy before it answers.
+        answer = _call(cluster, "PUT", _APPLICATIONS, timeout_s=120, json=with_ports(config, cluster))
+    except httpx.HTTPError as exc:
+        raise LocalFailure(f"Serve did not answer the deploy: {exc!r}; see {cluster.logs}") from None
     if not answer.is_success:
         raise LocalFailure(f"Serve refused the config ({answer.status_code}): {last_line(answer.text)}")
     names = {application["name"] for application in config.get("applications", [])}
@@ -73,43 +78,66 @@ def applications(cluster: Cluster) -> dict[str, Any]:
 
 
 def wait_ready(cluster: Cluster, say: Say = silent, timeout_s: float = 600.0) -> None:
-    """Wait until `GET /ready` is 200, or is a route that this config does not have. Raises LocalFailure."""
+    """Wait until `GET /ready` is 200, or is a route that this config does not have.
+
+    Raises:
+        LocalFailure: Ray died, time ran out, or a pinned model failed to load and its retries did too.
+    """
     deadline = time.monotonic() + timeout_s
-    unrouted_since: float | None = None
-    before = ""
+    unrouted_until = float("inf")
+    before, seen = "", _Readiness()
     while time.monotonic() < deadline:
         check_alive(cluster)
-        status, waiting = _readiness(cluster)
-        if status == httpx.codes.OK:
-            return
+        seen = _readiness(cluster)
         # HAProxy answers 404 too, until it has heard of the application's route.
-        unrouted_since = (unrouted_since or time.monotonic()) if status == httpx.codes.NOT_FOUND else None
-        if unrouted_since is not None and time.monotonic() - unrouted_since > _UNROUTED_S:
+        is_unrouted = seen.status == httpx.codes.NOT_FOUND
+        unrouted_until = min(unrouted_until, time.monotonic() + _UNROUTED_S) if is_unrouted else float("inf")
+        if seen.status == httpx.codes.OK or time.monotonic() > unrouted_until:
+            for name, why in seen.rejected.items():
+                say(f"rejected {name}: {why}")
             return
-        if waiting != before:
-            say(f"waiting for {waiting}")
-            before = waiting
+        if seen.has_failed:
+            deadline = min(deadline, time.monotonic() + _RETRIES_S)
+        if str(seen) != before:
+            before = str(seen)
+            say(f"waiting for {before}")
         time.sleep(_POLL_S)
-    raise LocalFailure(f"not ready after {timeout_s:g} s: {before or 'no answer'}; see {cluster.logs}")
+    raise LocalFailure(f"not ready: {seen}; see {cluster.logs}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Readiness:
+    """An answer of `/ready`; status 0 means that there was none."""
+
+    status: int = 0
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(why.startswith("UNAVAILABLE") for why in self.waiting.values())
+
+    def __str__(self) -> str:
+        said = "; ".join(f"{name} ({why})" if why else name for name, why in self.waiting.items())
+        return said or (f"the endpoint (HTTP {self.status})" if self.status else "the endpoint to answer")
+
+
+def _readiness(cluster: Cluster) -> _Readiness:
+    try:
+        answer = httpx.get(f"{cluster.http_url}/ready", timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return _Readiness()
+    try:
+        body = answer.json()
+        return _Readiness(answer.status_code, dict(body["waiting"]), dict(body["rejected"]))
+    except (ValueError, KeyError, TypeError):
+        return _Readiness(answer.status_code)
 
 
 def last_line(text: str) -> str:
     """Return the last line of a message that says something: of a traceback, the error itself."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
     return lines[-1] if lines else "no message"
-
-
-def _readiness(cluster: Cluster) -> tuple[int, str]:
-    """Return the status of `/ready` (0: nothing answers) and what it is waiting for, in words."""
-    try:
-        answer = httpx.get(f"{cluster.http_url}/ready", timeout=5, trust_env=False)
-    except httpx.HTTPError:
-        return 0, f"{cluster.http_url} to answer"
-    try:
-        waiting = answer.json()["waiting"]
-        return answer.status_code, "; ".join(f"{name}: {why}" for name, why in waiting.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return answer.status_code, f"{cluster.http_url}/ready ({answer.status_code})"
 
 
 def _wait_running(cluster: Cluster, names: set[str], say: Say, deadline: float) -> None:

@@ -114,9 +114,8 @@ def _prepare_folders(cluster: Cluster) -> None:
     token = os.open(cluster.token_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(token, "w") as file:
         file.write(secrets.token_hex(32))
-    logs = cluster.state_dir / "logs"
-    logs.unlink(missing_ok=True)
-    logs.symlink_to(cluster.logs)
+    cluster.logs.unlink(missing_ok=True)
+    cluster.logs.symlink_to(cluster.run_dir / "ray" / "session_latest" / "logs")
 
 
 def _spawn(cluster: Cluster, options: Options, claim: int) -> int:

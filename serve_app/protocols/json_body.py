@@ -80,7 +80,7 @@ def _too_deep() -> InvalidInput:
 
 def _is_deeper(value: object, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         below: list[object] = []
         for node in level:
             children = list(node.values()) if isinstance(node, dict) else node

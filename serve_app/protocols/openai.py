@@ -69,11 +69,11 @@ def _texts(value: JsonValue) -> list[str]:
     for index, text in enumerate(texts):
         field = "input" if isinstance(value, str) else f"input[{index}]"
         if isinstance(text, int | list):
-            raise InvalidInput(f"{field}: token ids are not taken; send the text as a string", field="input")
+            raise InvalidInput(f"{field}: token ids are not taken; send the text as a string", field=field)
         if not isinstance(text, str):
-            raise InvalidInput(f"{field}: must be a string", field="input")
+            raise InvalidInput(f"{field}: must be a string", field=field)
         if not text:
-            raise InvalidInput(f"{field}: must not be an empty string", field="input")
+            raise InvalidInput(f"{field}: must not be an empty string", field=field)
         checked.append(text)
     return checked
 

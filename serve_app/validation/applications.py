@@ -137,9 +137,10 @@ def _routes(apps: Collection[App]) -> Iterator[Problem]:
         place = (*app.place, "route_prefix")
         if app.import_path == ENDPOINT and prefix is None:
             yield Problem(place, "the endpoint needs a route, or nobody reaches it; write /", None)
+        elif app.import_path == ENDPOINT and not str(prefix).startswith("/"):
+            yield Problem(place, "a route begins with /", prefix)
         elif app.import_path != ENDPOINT and prefix is not None:
-            rule = "only the endpoint has a route; write `route_prefix: null`"
-            yield Problem(place, rule, prefix)
+            yield Problem(place, "only the endpoint has a route; write `route_prefix: null`", prefix)
 
 
 def _references(apps: Collection[App]) -> Iterator[Problem]:

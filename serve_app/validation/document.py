@@ -37,7 +37,10 @@ def parse(text: str) -> Document:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is not None:
-            document.problems.extend(_walk(node, (), document.lines, set()))
+            walk = _Walk(document.lines)
+            document.problems.extend(walk.node(node, ()))
+            if walk.is_endless:
+                return document
         data = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as exc:
         document.problems.append(_syntax(exc))
@@ -52,31 +55,60 @@ def parse(text: str) -> Document:
     return document
 
 
-def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], seen: set[int]) -> Iterator[Problem]:
-    """Note the line of every key and list entry; yield keys written twice and aliases that hold themselves."""
-    if id(node) in seen:
-        return  # an alias: its lines are noted where it is anchored
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
+@dataclass(slots=True)
+class _Walk:
+    """Notes the line of every key and list entry, and what a plain reader would pass over."""
+
+    lines: dict[Place, int]
+    done: set[int] = field(default_factory=set)
+    around: set[int] = field(default_factory=set)  # the nodes the current one stands in
+    is_endless: bool = False
+
+    def node(self, node: yaml.Node, place: Place) -> Iterator[Problem]:
+        """Yield what is wrong in and below a node."""
+        if isinstance(node, yaml.ScalarNode):
+            yield from _scalar(node, place)
+        elif id(node) in self.around:
+            self.is_endless = True
+            yield Problem(place, "this alias holds itself")
+        elif id(node) not in self.done:  # else an alias: its lines are noted where it is anchored
+            self.around.add(id(node))
+            yield from self._below(node, place)
+            self.around.discard(id(node))
+            self.done.add(id(node))
+
+    def _below(self, node: yaml.Node, place: Place) -> Iterator[Problem]:
+        if isinstance(node, yaml.MappingNode):
+            yield from self._mapping(node, place)
+            return
         for index, item in enumerate(node.value):
-            lines[*place, index] = item.start_mark.line + 1
-            yield from _walk(item, (*place, index), lines, seen)
-    elif isinstance(node, yaml.MappingNode):
-        yield from _walk_mapping(node, place, lines, seen)
+            self.lines[*place, index] = item.start_mark.line + 1
+            yield from self.node(item, (*place, index))
+
+    def _mapping(self, node: yaml.MappingNode, place: Place) -> Iterator[Problem]:
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, here = key.start_mark.line + 1, (*place, key.value)
+            if key.value in first and key.value != "<<":
+                yield Problem(here, f"written twice, first on line {first[key.value]}; only one would count", line=line)
+            first.setdefault(key.value, line)
+            self.lines[here] = line
+            yield from self.node(value, here)
 
 
-def _walk_mapping(node: yaml.MappingNode, place: Place, lines: dict[Place, int], seen: set[int]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue
-        line = key.start_mark.line + 1
-        here = (*place, key.value)
-        if key.value in first and key.value != "<<":
-            yield Problem(here, f"written twice, first on line {first[key.value]}; only one would count", line=line)
-        first.setdefault(key.value, line)
-        lines[here] = line
-        yield from _walk(value, here, lines, seen)
+def _scalar(node: yaml.ScalarNode, place: Place) -> Iterator[Problem]:
+    """Yield where YAML reads something else than what stands there, or what JSON, as Serve is sent, cannot carry."""
+    kind = node.tag.rpartition(":")[2]
+    if kind == "timestamp":
+        yield Problem(place, "YAML reads this as a date; put it in quotes", node.value)
+    elif kind == "float" and node.value.lower().lstrip("+-.") in {"nan", "inf"}:
+        yield Problem(place, "not a finite number", node.value)
+    elif kind in {"int", "float"} and place[-1:] == ("version",):
+        found = yaml.SafeLoader("").construct_object(node)
+        if str(found) != node.value:
+            yield Problem(place, f"YAML reads this as the number {found}; put it in quotes", node.value)
 
 
 def _syntax(exc: yaml.MarkedYAMLError) -> Problem:

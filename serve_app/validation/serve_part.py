@@ -42,6 +42,10 @@ def check_shape(data: Mapping[str, Any]) -> list[Problem]:
 def check_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what Serve's models refuse, and what they would drop without a word."""
     yield from check_model(ServeDeploySchema, data, ())
+    for options in ("http_options", "grpc_options"):
+        port = data[options].get("port") if isinstance(data.get(options), dict) else None
+        if isinstance(port, int) and not 0 < port < 65536:
+            yield Problem((options, "port"), "ports are 1 to 65535", port)
     for index, application in enumerate(data["applications"]):
         place: Place = ("applications", index)
         yield from _runtime_env(application.get("runtime_env"), (*place, "runtime_env"))

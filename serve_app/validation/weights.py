@@ -3,48 +3,20 @@
 Sources on the hub or behind a URL are left to the pool, which fetches them.
 """
 
-import hashlib
 from collections.abc import Iterator
-from importlib.machinery import PathFinder
 from pathlib import Path
 
+from deployments import sources
+from deployments.sources import FORMATS, local_path, sha256_of, weight_files
 from deployments.spec import ModelSpec, Source
 from serve_app.validation.problems import Place, Problem, nearest
-
-_SAFETENSORS = ".safetensors"
-_FORMATS = {
-    ".bin": "pickle",
-    ".pth": "pickle",
-    ".ckpt": "pickle",
-    ".jit": "torchscript",
-    ".ts": "torchscript",
-    ".pt": "torchscript",
-    ".pt2": "torch_export",
-}
-
-
-def local_path(source: Source) -> Path | None:
-    """Return where a local source's files should be, whether they are there or not; None if not found or not local."""
-    if source.package is None:
-        return Path(source.path).expanduser() if source.path else None
-    # PathFinder, not importlib.util.find_spec: of a dotted name the latter imports the parent.
-    found = PathFinder.find_spec(source.package)
-    folders = list(found.submodule_search_locations or ()) if found else []
-    return Path(folders[0], source.path or "") if folders else None
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Return the files that hold weights: safetensors where there are any, else what else looks like weights."""
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
-    safe = [file for file in files if file.suffix == _SAFETENSORS]
-    return safe or [file for file in files if file.suffix in _FORMATS]
 
 
 def weight_bytes(spec: ModelSpec) -> int | None:
     """Return the bytes of a local model's weights, None where they cannot be told."""
     path = local_path(spec.source)
-    files = weight_files(path) if path is not None and path.exists() else []
-    return sum(file.stat().st_size for file in files) if files else None
+    n_bytes = sources.weight_bytes(path) if path is not None and path.exists() else 0
+    return n_bytes or None
 
 
 def check_files(place: Place, spec: ModelSpec, *, hashes_files: bool) -> Iterator[Problem]:
@@ -68,7 +40,7 @@ def _formats(place: Place, spec: ModelSpec, path: Path) -> Iterator[Problem]:
     if spec.engine == "custom" or spec.task == "custom":
         return  # what its files are is its own affair
     files = weight_files(path)
-    kinds = {_FORMATS[file.suffix] for file in files if file.suffix in _FORMATS}
+    kinds = {FORMATS[file.suffix] for file in files if file.suffix in FORMATS}
     if not files:
         yield Problem((*place, "source"), f"no weights in {path}: no safetensors file, nor any other known kind")
     elif kinds and kinds.isdisjoint(spec.allow):
@@ -83,10 +55,5 @@ def _digests(place: Place, source: Source, path: Path, *, hashes_files: bool) ->
         if not file.is_file():
             near = nearest(name, [entry.name for entry in folder.glob("*")])
             yield Problem((*place, name), f"there is no such file in {folder}", near=near)
-        elif hashes_files and (found := _sha256(file)) != expected:
+        elif hashes_files and (found := sha256_of(file)) != expected:
             yield Problem((*place, name), f"the file's digest is {found}: it is not the one that was pinned", expected)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

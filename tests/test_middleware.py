@@ -1,0 +1,144 @@
+import logging
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import BodyTooLarge
+from serve_app.middleware import ACCESS, REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
+
+
+class Echo:
+    """Reads the whole body and answers its length and path; keeps the scope."""
+
+    def __init__(self) -> None:
+        self.scope: Scope = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        scope[ROUTE] = "/echo"
+        n_bytes, more = 0, True
+        while more:
+            message = await receive()
+            n_bytes += len(message["body"])
+            more = message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": f"{n_bytes} {scope['path']}".encode()})
+
+
+def client_of(app: ASGIApp) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint")
+
+
+async def chunks(*sizes: int) -> AsyncIterator[bytes]:
+    for size in sizes:
+        yield b"x" * size
+
+
+async def test_a_body_at_the_limit_passes_with_or_without_its_length() -> None:
+    async with client_of(BodyLimit(Echo(), 10)) as client:
+        assert (await client.post("/", content=b"x" * 10)).text == "10 /"
+        assert (await client.post("/", content=chunks(5, 5))).text == "10 /"
+
+
+async def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read() -> None:
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    scope = {"type": "http", "headers": [(b"content-length", b"11")]}
+    with pytest.raises(BodyTooLarge) as caught:
+        await BodyLimit(Echo(), 10)(scope, receive, send)
+    assert caught.value.details["max_bytes"] == 10
+
+
+async def test_a_streamed_body_is_stopped_when_it_is_over() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b"xxxx"
+
+    async with client_of(BodyLimit(Echo(), 10)) as client:
+        with pytest.raises(BodyTooLarge):
+            await client.post("/", content=endless())
+    assert sent == 3
+
+
+@pytest.mark.parametrize("length", [b"-5", b"ten", b"", b"1.5"])
+async def test_a_length_that_is_no_number_does_not_get_around_the_limit(length: bytes) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 11}
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    with pytest.raises(BodyTooLarge):
+        await BodyLimit(Echo(), 10)({"type": "http", "headers": [(b"content-length", length)]}, receive, send)
+
+
+@pytest.mark.parametrize(("path", "seen"), [("/", "/"), ("/v2/", "/v2"), ("/v2", "/v2"), ("/v2//", "/v2"), ("//", "/")])
+async def test_a_trailing_slash_makes_no_difference(path: str, seen: str) -> None:
+    app = Echo()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        return None
+
+    await TrailingSlash(app)({"type": "http", "path": path}, receive, send)
+    assert app.scope["path"] == seen
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, int, float]] = []
+        self.now = 0.0
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.seen.append((method, route, status, seconds))
+
+    def clock(self) -> float:
+        self.now += 0.25
+        return self.now
+
+
+async def test_one_line_and_one_count_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, ACCESS.name)
+    watch, app = Watch(), Echo()
+    async with client_of(AccessLog(app, watch.observe, watch.clock)) as client:
+        await client.post("/x", content=b"ab", headers={"X-Request-ID": "r-1"})
+    assert watch.seen == [("POST", "/echo", 201, 0.25)]
+    assert [record.getMessage() for record in caplog.records] == ["POST /x 201 250.0ms r-1"]
+    assert app.scope[REQUEST_ID] == "r-1"
+
+
+async def test_a_request_without_an_id_gets_its_own_and_a_long_one_is_cut() -> None:
+    watch, app = Watch(), Echo()
+    ids = []
+    async with client_of(AccessLog(app, watch.observe)) as client:
+        for headers in ({}, {}, {"X-Request-ID": "r" * 1000}):
+            await client.get("/x", headers=headers)
+            ids.append(app.scope[REQUEST_ID])
+    assert len(set(ids)) == 3
+    assert [len(value) for value in ids] == [32, 32, 128]
+
+
+async def test_a_request_that_ends_without_an_answer_counts_as_499() -> None:
+    async def gone(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError
+
+    async def nothing(*_: object) -> Message:
+        return {}
+
+    watch = Watch()
+    scope = {"type": "http", "method": "BREW", "path": "/", "headers": []}
+    with pytest.raises(ValueError):  # noqa: PT011 - raised here, without a message
+        await AccessLog(gone, watch.observe)(scope, nothing, nothing)  # type: ignore[arg-type]
+    assert watch.seen[0][:3] == ("OTHER", "unmatched", 499)

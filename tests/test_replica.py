@@ -1,0 +1,125 @@
+"""PoolReplica: requests that share a call are answered each on its own, through real threads and engines."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from echo_engine import POISON
+
+from deployments.errors import DeadlineExceeded, EngineFailure, InvalidInput, ModelNotFound, ModelUnavailable
+from deployments.replica import PoolReplica
+from deployments.spec import PoolArgs
+from deployments.types import InferRequest, InferResult, ModelState
+
+
+def entry(name: str, path: Path, **fields: Any) -> dict[str, Any]:
+    kwargs = {k: fields.pop(k) for k in ("delay_s", "n_bytes", "fails") if k in fields}
+    options = {"factory": "echo_engine:Echo", "kwargs": kwargs}
+    return {
+        "name": name,
+        "task": "custom",
+        "engine": "custom",
+        "source": {"path": str(path)},
+        "options": options,
+        **fields,
+    }
+
+
+@pytest.fixture
+async def replica(tmp_path: Path) -> AsyncIterator[PoolReplica]:
+    replica = PoolReplica(PoolArgs(budget_bytes=100, cache_dir=str(tmp_path / "cache")))
+    yield replica
+    await replica.aclose()
+
+
+def request(*values: float, **fields: Any) -> InferRequest:
+    return InferRequest("echo", {"x": np.array(values, np.float32)}, **fields)
+
+
+def values(outcome: object) -> list[float]:
+    assert isinstance(outcome, InferResult), outcome
+    result: list[float] = outcome.outputs["y"].tolist()
+    return result
+
+
+async def test_requests_of_one_call_get_their_own_answers(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path)]})
+    outcomes = await replica.infer_many("echo:1", [request(1, 2), request(3), request(4, 5, 6)])
+    assert [values(o) for o in outcomes] == [[1, 2], [3], [4, 5, 6]]
+    first = outcomes[0]
+    assert isinstance(first, InferResult)
+    assert (first.model, first.version, first.usage.n_items) == ("echo", "1", 2)
+    assert first.timings.load_s > 0
+
+
+async def test_one_fault_leaves_the_others_of_its_call_alone(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path)]})
+    wrong = InferRequest("echo", {"x": np.array(["a"], dtype=object)})
+    outcomes = await replica.infer_many(
+        "echo:1", [request(1), request(POISON, 2), wrong, request(3, params={"refuse": True}), request(4)]
+    )
+    assert values(outcomes[0]) == [1]
+    assert isinstance(outcomes[1], EngineFailure)
+    assert isinstance(outcomes[2], InvalidInput)
+    assert isinstance(outcomes[3], InvalidInput)
+    assert values(outcomes[4]) == [4]
+
+
+async def test_a_request_past_its_time_is_told_so_and_the_next_one_is_served(
+    replica: PoolReplica, tmp_path: Path
+) -> None:
+    replica.configure({"models": [entry("echo", tmp_path, delay_s=0.2)]})
+    await replica.infer_many("echo:1", [request(0)])
+    slow, fine = await replica.infer_many("echo:1", [request(1, timeout_s=0.05), request(2, timeout_s=5)])
+    assert isinstance(slow, DeadlineExceeded)
+    assert values(fine) == [2]
+
+
+async def test_a_model_that_cannot_load_is_503_and_hurts_nobody(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("bad", tmp_path, fails="no weights here"), entry("echo", tmp_path)]})
+    bad, good = await asyncio.gather(
+        replica.infer_many("bad:1", [request(1)]), replica.infer_many("echo:1", [request(2)])
+    )
+    assert isinstance(bad[0], ModelUnavailable)
+    assert "no weights here" in bad[0].message
+    assert values(good[0]) == [2]
+    assert {s.key: s.state for s in replica.statuses()} == {
+        "bad:1": ModelState.UNAVAILABLE,
+        "echo:1": ModelState.READY,
+    }
+
+
+async def test_an_unknown_model_is_404_for_each_request(replica: PoolReplica) -> None:
+    outcomes = await replica.infer_many("nope:1", [request(1), request(2)])
+    assert [type(o) for o in outcomes] == [ModelNotFound, ModelNotFound]
+
+
+async def test_only_wanted_outputs_travel_and_unknown_ones_are_refused(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path)]})
+    some, none = await replica.infer_many("echo:1", [request(1, outputs=("y",)), request(1, outputs=("z",))])
+    assert values(some) == [1]
+    assert isinstance(none, InvalidInput)
+    assert "z" in none.message
+
+
+async def test_models_that_do_not_fit_together_take_turns(replica: PoolReplica, tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    replica.configure({"models": [entry(n, tmp_path, n_bytes=40) for n in names]})
+    calls = [replica.infer_many(f"{n}:1", [request(i)]) for i, n in enumerate(names * 3)]
+    answers = await asyncio.gather(*calls)
+    assert [values(a[0]) for a in answers] == [[i] for i in range(12)]
+    assert replica.status().resident_bytes <= 100
+
+
+async def test_metrics_show_batches_loads_and_residency(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path), {"name": "x"}]})
+    await replica.infer_many("echo:1", [request(1, 2)])
+    samples = {(s.name, s.labels.get("model", "")): s.value for m in replica.collect() for s in m.samples}
+    assert samples["model_endpoint_batch_items_sum", "echo"] == 2
+    assert samples["model_endpoint_loads_total", "echo"] == 1
+    assert samples["model_endpoint_resident_bytes", "echo"] == 10
+    assert samples["model_endpoint_rejected_entries", ""] == 1
+    assert samples["model_endpoint_budget_bytes", ""] == 100

@@ -95,7 +95,8 @@ class InferRequest:
     """One request, free of any protocol: the same from HTTP, gRPC or a Python caller.
 
     `timeout_s` is the time left when the request was made or sent on; None means the model's own default.
-    `outputs` names the wanted outputs; None means all.
+    `outputs` names the wanted outputs; None means all. `tenant` is whose work it is, for fair turns; a higher
+    `priority` goes first; `trace` is a W3C traceparent, or empty.
     """
 
     model: str
@@ -105,6 +106,9 @@ class InferRequest:
     outputs: tuple[str, ...] | None = None
     timeout_s: float | None = None
     request_id: str = ""
+    tenant: str = ""
+    priority: int = 0
+    trace: str = ""
 
     @property
     def n_items(self) -> int:

@@ -13,7 +13,7 @@ import httpx
 from pydantic import ValidationError
 
 from serve_app import local
-from serve_app.status import EndpointStatus, render
+from serve_app.protocols.status import EndpointStatus, render
 from serve_app.validation import Scope, check
 
 _DEFAULT_CONFIG = Path("serve_config.yaml")

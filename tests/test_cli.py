@@ -11,8 +11,8 @@ from config_files import CASSETTE, DEFAULT, changed, write
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 from serve_app.cli import main
 from serve_app.config import PoolRef
+from serve_app.protocols.status import EndpointStatus
 from serve_app.registry import Registry
-from serve_app.status import EndpointStatus
 
 Serve = Callable[[bytes, int], str]
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_AUTH_MODE": "token"}

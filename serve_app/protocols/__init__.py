@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from serve_app.protocols import native, openai, openai_schema, service, v2, v2_metadata, v2_schema
 from serve_app.protocols.json_body import dump
 from serve_app.protocols.openapi import document
+from serve_app.protocols.status import EndpointStatus
 from serve_app.protocols.types import Action, Endpoint, Envelope, Models, RawRequest, Reply
 
 __all__ = ["ENDPOINTS", "envelope_of"]
@@ -96,6 +97,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _v2_ready("GET", f"{_VERSION}/ready", _READ, "Is one version of a model ready"),
     _service("GET", "/health", _OPEN, "Does the process live", answer=service.health, response=service.Alive),
     _service("GET", "/ready", _OPEN, "Is the endpoint ready", answer=service.ready, response=service.Ready),
+    _service("GET", "/status", _READ, "Models, refused entries, flags", answer=service.status, response=EndpointStatus),
     _service("GET", "/metrics", Action.METRICS, "Metrics in Prometheus text"),
     _service("GET", "/openapi.json", _OPEN, "This API as an OpenAPI document", answer=_openapi),
     _service("GET", "/docs", _OPEN, "This API as a page to read and try", answer=service.docs),

@@ -3,12 +3,14 @@
 Called through the rows in `ENDPOINTS`.
 """
 
+import os
 from functools import cache
 from importlib import resources
 
 from pydantic import BaseModel
 
 from serve_app.protocols.json_body import dump
+from serve_app.protocols.status import EndpointStatus
 from serve_app.protocols.types import Models, RawRequest, Reply
 
 _ALIVE = dump({"status": "ok"})
@@ -38,6 +40,11 @@ def ready(raw: RawRequest, models: Models) -> Reply:
     readiness = models.readiness()
     body = {"ready": readiness.is_ready, "waiting": dict(readiness.waiting), "rejected": dict(readiness.rejected)}
     return Reply(dump(body), status=200 if readiness.is_ready else 503)
+
+
+def status(raw: RawRequest, models: Models) -> Reply:
+    """Answer `GET /status`: every model's state, refused entries, and the flags this process runs under."""
+    return Reply(EndpointStatus.of(models, os.environ).model_dump_json().encode())
 
 
 def docs(raw: RawRequest, models: Models) -> Reply:

@@ -15,7 +15,7 @@ from deployments.types import InferRequest, InferResult, Task, Timings
 from serve_app.protocols.json_body import Wire, dump, parse_body
 from serve_app.protocols.native_inputs import read_inputs
 from serve_app.protocols.tasks import render_outputs
-from serve_app.protocols.types import Models, RawRequest, Render, Reply
+from serve_app.protocols.types import Action, Dialect, Endpoint, Models, RawRequest, Render, Reply
 from serve_app.protocols.v2_schema import Version
 
 _INPUTS: Any = {
@@ -104,6 +104,21 @@ def envelope(error: ServeError, request_id: str) -> bytes:
     """Render an error."""
     body = {"code": error.code, "message": error.message, "details": error.details, "request_id": request_id}
     return dump({"error": body})
+
+
+NATIVE = Dialect("Native", envelope, NativeError)
+ROWS = (
+    Endpoint(
+        "POST",
+        "/v1/predict",
+        Action.INFER,
+        "Run any model by its task",
+        NATIVE,
+        parse=parse_predict,
+        request=PredictRequest,
+        response=PredictResponse,
+    ),
+)
 
 
 def _render(task: Task, result: InferResult) -> Reply:

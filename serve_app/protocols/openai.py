@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from deployments.errors import InvalidInput, ModelNotFound, ServeError
+from deployments.errors import InvalidInput
 from deployments.types import Array, InferRequest, InferResult, ModelStatus, Task, text_array
 from serve_app.protocols.json_body import dump, parse_body
-from serve_app.protocols.openai_schema import MAX_INPUTS, EmbeddingsRequest
-from serve_app.protocols.types import Models, RawRequest, Render, Reply
+from serve_app.protocols.openai_errors import OPENAI
+from serve_app.protocols.openai_schema import (
+    MAX_INPUTS,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    OpenAIModel,
+    OpenAIModelList,
+)
+from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Render, Reply
 
 OWNER = "model-endpoint"
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def parse_embeddings(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
@@ -47,16 +53,28 @@ def retrieve_model(raw: RawRequest, models: Models) -> Reply:
     return Reply(dump(_model(models.resolve(raw.path["id"]), models)))
 
 
-def envelope(error: ServeError, request_id: str) -> bytes:
-    """Render an error; the client library needs all four keys."""
-    default = "invalid_request_error" if error.status < 500 else "server_error"
-    body = {
-        "message": error.message,
-        "type": _TYPES.get(error.status, default),
-        "param": error.details.get("field", "model" if isinstance(error, ModelNotFound) else None),
-        "code": error.code,
-    }
-    return dump({"error": body})
+ROWS = (
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        Action.INFER,
+        "Embed texts",
+        OPENAI,
+        parse=parse_embeddings,
+        request=EmbeddingsRequest,
+        response=EmbeddingsResponse,
+    ),
+    Endpoint("GET", "/v1/models", Action.READ, "List models", OPENAI, answer=list_models, response=OpenAIModelList),
+    Endpoint(
+        "GET",
+        "/v1/models/{id:path}",
+        Action.READ,
+        "Describe a model",
+        OPENAI,
+        answer=retrieve_model,
+        response=OpenAIModel,
+    ),
+)
 
 
 def _texts(value: JsonValue) -> list[str]:

@@ -4,16 +4,14 @@ Called once, by the table's own `/openapi.json` row.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
-from serve_app.protocols.types import JSON, Action, Endpoint, Envelope
-
-ErrorModels: TypeAlias = Mapping[Envelope, type[BaseModel]]
+from serve_app.protocols.types import JSON, Action, Endpoint
 
 _READ_ERRORS = {404: "no such path, model or version", 405: "wrong method", 500: "internal error", 503: "not ready"}
 _INFER_ERRORS = {
@@ -30,9 +28,9 @@ _EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
 
 
-def document(endpoints: Sequence[Endpoint], errors: ErrorModels) -> dict[str, Any]:
-    """Return the document for these rows; `errors` is the error body each envelope writes."""
-    used = {model for row in endpoints for model in (row.request, row.response) if model} | set(errors.values())
+def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """Return the document for these rows."""
+    used = {model for row in endpoints for model in (row.request, row.response, row.dialect.error) if model}
     ordered = sorted(used, key=lambda model: model.__name__)
     _, definitions = models_json_schema(
         [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
@@ -40,7 +38,7 @@ def document(endpoints: Sequence[Endpoint], errors: ErrorModels) -> dict[str, An
     paths: dict[str, dict[str, Any]] = {}
     for row in endpoints:
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", row.path)
-        paths.setdefault(path, {})[row.method.lower()] = _operation(row, path, errors[row.envelope])
+        paths.setdefault(path, {})[row.method.lower()] = _operation(row, path)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -48,19 +46,19 @@ def document(endpoints: Sequence[Endpoint], errors: ErrorModels) -> dict[str, An
             "version": __version__,
             "summary": "Many PyTorch and transformers models behind one typed API.",
         },
-        "tags": [{"name": tag} for tag in dict.fromkeys(row.tag for row in endpoints)],
+        "tags": [{"name": tag} for tag in dict.fromkeys(row.dialect.tag for row in endpoints)],
         "paths": paths,
         "components": {"schemas": definitions["$defs"]},
     }
 
 
-def _operation(row: Endpoint, path: str, error: type[BaseModel]) -> dict[str, Any]:
+def _operation(row: Endpoint, path: str) -> dict[str, Any]:
     words = re.findall(r"\w+", f"{row.method.lower()} {path}")
     operation: dict[str, Any] = {
         "operationId": "_".join(words),
         "summary": row.summary,
-        "tags": [row.tag],
-        "responses": _responses(row, path, error),
+        "tags": [row.dialect.tag],
+        "responses": _responses(row, path),
     }
     names = re.findall(r"\{(\w+)\}", path)
     if names:
@@ -82,12 +80,12 @@ def _content(model: type[BaseModel]) -> dict[str, Any]:
     return content
 
 
-def _responses(row: Endpoint, path: str, error: type[BaseModel]) -> dict[str, Any]:
+def _responses(row: Endpoint, path: str) -> dict[str, Any]:
     content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA[path]: {}}
     texts = _INFER_ERRORS if row.action is Action.INFER else _READ_ERRORS
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
     for status, text in texts.items():
-        responses[str(status)] = {"description": text, "content": {JSON: {"schema": _ref(error)}}}
+        responses[str(status)] = {"description": text, "content": {JSON: {"schema": _ref(row.dialect.error)}}}
     for status in {429, 503} & texts.keys():
         responses[str(status)]["headers"] = {
             "Retry-After": {"description": "seconds, where the wait is known", "schema": {"type": "integer"}}

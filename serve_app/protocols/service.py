@@ -10,8 +10,9 @@ from importlib import resources
 from pydantic import BaseModel
 
 from serve_app.protocols.json_body import dump
+from serve_app.protocols.native import NativeError, envelope
 from serve_app.protocols.status import EndpointStatus
-from serve_app.protocols.types import Models, RawRequest, Reply
+from serve_app.protocols.types import Action, Dialect, Endpoint, Models, RawRequest, Reply
 
 _ALIVE = dump({"status": "ok"})
 
@@ -50,6 +51,18 @@ def status(raw: RawRequest, models: Models) -> Reply:
 def docs(raw: RawRequest, models: Models) -> Reply:
     """Answer `GET /docs`: one page without outside resources, made from `/openapi.json` by its own script."""
     return Reply(_page(), media_type="text/html; charset=utf-8")
+
+
+SERVICE = Dialect("Service", envelope, NativeError)
+ROWS = (
+    Endpoint("GET", "/health", Action.OPEN, "Does the process live", SERVICE, answer=health, response=Alive),
+    Endpoint("GET", "/ready", Action.OPEN, "Is the endpoint ready", SERVICE, answer=ready, response=Ready),
+    Endpoint(
+        "GET", "/status", Action.READ, "Models, refused entries, flags", SERVICE, answer=status, response=EndpointStatus
+    ),
+    Endpoint("GET", "/metrics", Action.METRICS, "Metrics in Prometheus text", SERVICE),
+    Endpoint("GET", "/docs", Action.OPEN, "This API as a page to read and try", SERVICE, answer=docs),
+)
 
 
 @cache

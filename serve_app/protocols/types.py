@@ -78,6 +78,16 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """One family of clients: how its errors look. Paths under `prefixes` that no row has are answered in it too."""
+
+    tag: str
+    envelope: Envelope
+    error: type[BaseModel]
+    prefixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One row of the route table: either `parse` (an inference) or `answer` (read from the registry).
 
@@ -88,9 +98,13 @@ class Endpoint:
     path: str
     action: Action
     summary: str
-    envelope: Envelope
-    tag: str
+    dialect: Dialect
     parse: Parse | None = None
     answer: Answer | None = None
     request: type[BaseModel] | None = None
     response: type[BaseModel] | None = None
+
+    @property
+    def envelope(self) -> Envelope:
+        """How this row's errors are written."""
+        return self.dialect.envelope

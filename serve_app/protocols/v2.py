@@ -9,15 +9,15 @@ from functools import partial
 
 from pydantic import JsonValue
 
-from deployments.errors import InvalidInput, ModelNotFound, ServeError
+from deployments.errors import InvalidInput
 from deployments.tensors import check_inputs, check_output_names
 from deployments.types import Array, Datatype, InferRequest, InferResult, ModelStatus
 from serve_app.protocols.json_body import dump, parse_body
-from serve_app.protocols.types import Models, RawRequest, Render, Reply
-from serve_app.protocols.v2_schema import InferBody, InputTensor, PredictBody, RequestedOutput
+from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Render, Reply
+from serve_app.protocols.v2_errors import MODEL, V2, VERSION
+from serve_app.protocols.v2_schema import InferBody, InferResponse, InputTensor, PredictBody, RequestedOutput
 from serve_app.protocols.v2_tensors import from_base64, to_array, to_json
 
-_UNKNOWN_MODEL = "unknown model"
 _IGNORED = frozenset(("priority", "binary_data_output"))
 _REFUSED = frozenset(("sequence_id", "sequence_start", "sequence_end", "headers"))
 _UINT64 = 2**64
@@ -36,13 +36,24 @@ def parse_predict(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
     return _request(raw, models, body, body.model, body.version)
 
 
-def envelope(error: ServeError, request_id: str) -> bytes:
-    """Render an error; for an unknown model the message holds the words Triton's clients look for."""
-    message = error.message
-    if isinstance(error, ModelNotFound) and _UNKNOWN_MODEL not in message:
-        message = f"Request for {_UNKNOWN_MODEL}: {message}"
-    body = {"error": message, "code": error.code, "details": error.details, "request_id": request_id}
-    return dump(body)
+_infer = partial(Endpoint, action=Action.INFER, dialect=V2, response=InferResponse)
+ROWS = (
+    _infer("POST", f"{MODEL}/infer", summary="Run a model on tensors", parse=parse_infer, request=InferBody),
+    _infer(
+        "POST",
+        f"{VERSION}/infer",
+        summary="Run one version of a model on tensors",
+        parse=parse_infer,
+        request=InferBody,
+    ),
+    _infer(
+        "POST",
+        "/v2/predict",
+        summary="Run the model named in the body on tensors",
+        parse=parse_predict,
+        request=PredictBody,
+    ),
+)
 
 
 def _request(

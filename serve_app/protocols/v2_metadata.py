@@ -3,11 +3,15 @@
 Called through the rows in `ENDPOINTS`.
 """
 
+from functools import partial
+
 from deployments.errors import ModelUnavailable
 from deployments.types import TensorSpec
 from serve_app import __version__
 from serve_app.protocols.json_body import dump
-from serve_app.protocols.types import Models, RawRequest, Readiness, Reply
+from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Readiness, Reply
+from serve_app.protocols.v2_errors import MODEL, V2, VERSION
+from serve_app.protocols.v2_schema import Health, ModelMetadata, ModelNames, ModelReady, ServerMetadata
 
 PLATFORM = "pytorch"
 _SERVER = dump({"name": "model-endpoint", "version": __version__, "extensions": ["parameters"]})
@@ -58,6 +62,22 @@ def model_ready(raw: RawRequest, models: Models) -> Reply:
     why = status.reason or f"it is {status.state}"
     message = f"{status.name!r} version {status.version} is not at ready state: {why}"
     raise ModelUnavailable(message, reason=why)
+
+
+_open = partial(Endpoint, action=Action.OPEN, dialect=V2)
+_read = partial(Endpoint, action=Action.READ, dialect=V2)
+_model = partial(_read, answer=model, response=ModelMetadata)
+_ready = partial(_read, answer=model_ready, response=ModelReady)
+ROWS = (
+    _open("GET", "/v2", summary="Describe the server", answer=server, response=ServerMetadata),
+    _open("GET", "/v2/health/live", summary="Is the server alive", answer=live, response=Health),
+    _open("GET", "/v2/health/ready", summary="Is the server ready", answer=ready, response=Health),
+    _read("GET", "/v2/models", summary="List model names", answer=names, response=ModelNames),
+    _model("GET", MODEL, summary="Describe a model's tensors"),
+    _model("GET", VERSION, summary="Describe the tensors of one version"),
+    _ready("GET", f"{MODEL}/ready", summary="Is a model ready"),
+    _ready("GET", f"{VERSION}/ready", summary="Is one version of a model ready"),
+)
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:

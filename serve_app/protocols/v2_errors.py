@@ -1,0 +1,22 @@
+"""Errors and paths that all codecs of the Open Inference Protocol V2 share."""
+
+from deployments.errors import ModelNotFound, ServeError
+from serve_app.protocols.json_body import dump
+from serve_app.protocols.types import Dialect
+from serve_app.protocols.v2_schema import V2Error
+
+MODEL = "/v2/models/{model}"
+VERSION = "/v2/models/{model}/versions/{version}"
+_UNKNOWN_MODEL = "unknown model"
+
+
+def envelope(error: ServeError, request_id: str) -> bytes:
+    """Render an error; for an unknown model the message holds the words Triton's clients look for."""
+    message = error.message
+    if isinstance(error, ModelNotFound) and _UNKNOWN_MODEL not in message:
+        message = f"Request for {_UNKNOWN_MODEL}: {message}"
+    body = {"error": message, "code": error.code, "details": error.details, "request_id": request_id}
+    return dump(body)
+
+
+V2 = Dialect("Open Inference Protocol V2", envelope, V2Error, ("/v2",))

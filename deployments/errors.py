@@ -3,11 +3,14 @@
     ServeError                  500 internal
     ├── InvalidInput            400 invalid_input          a field is wrong: `field` says which
     │   └── InputTooLong        400 input_too_long         more tokens or items than the model takes
+    ├── Unauthenticated         401 unauthenticated        no key or token, or one that is not valid (any more)
+    ├── PermissionDenied        403 permission_denied      known, but without a scope for this action or model
     ├── ModelNotFound           404 model_not_found
     ├── RouteNotFound           404 route_not_found
     ├── MethodNotAllowed        405 method_not_allowed
     ├── BodyTooLarge            413 body_too_large
     ├── Overloaded              429 overloaded             retry after `retry_after_s`
+    │   └── RateLimited         429 rate_limited           a limit of this caller is used up: `limit` says which
     ├── EngineFailure           500 engine_failure         the model raised on this input
     ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
     ├── PoolUnavailable         503 pool_unavailable       no replica could be reached
@@ -62,6 +65,20 @@ class InputTooLong(InvalidInput):
     code = "input_too_long"
 
 
+class Unauthenticated(ServeError):
+    """Nobody we know: no credential, or one that is wrong, expired or revoked."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class PermissionDenied(ServeError):
+    """Somebody we know, without a scope for this."""
+
+    status = 403
+    code = "permission_denied"
+
+
 class ModelNotFound(ServeError):
     """No such model, or no such version of it."""
 
@@ -96,6 +113,13 @@ class Overloaded(ServeError):
     status = 429
     code = "overloaded"
     retryable = True
+
+
+class RateLimited(Overloaded):
+    """A limit of this caller is used up, whatever the load is; `details["limit"]` names it."""
+
+    code = "rate_limited"
+    retryable = False
 
 
 class EngineFailure(ServeError):

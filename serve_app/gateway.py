@@ -1,16 +1,28 @@
 """The only path from a parsed request to an answer, whatever door it came through.
 
-Called by `http.py` and by `ingress.py` for Python callers; knows no protocol. One line a policy, in this order:
-resolve the model → set the deadline → forward → record.
+Called by `http.py`, by gRPC and by `ingress.py` for Python callers; knows no protocol. A door makes a `Context`, calls
+`authenticate`, then `infer` (or reads `visible`), then `record`. One line a policy, in this order (`policies.py`):
+
+    authenticate → plan (resolve the name, choose targets) → authorise → admit → [layers: cache, retry, fallback]
+    → forward under the deadline → observers (shadows) → record
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 
 from deployments.errors import InvalidInput, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
+from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
+from serve_app.context import Context
 from serve_app.forwarder import Forwarder
+from serve_app.policies import Answer, Policies, Work
+from serve_app.principals import ANONYMOUS
+from serve_app.protocols.types import Action, Models
 from serve_app.registry import Registry
+from serve_app.routing import Plan
 from serve_app.telemetry import IngressMetrics
 
 
@@ -23,6 +35,7 @@ class Gateway:
         forwarder: Forwarder,
         metrics: IngressMetrics,
         gather: Callable[[], Awaitable[bytes]],
+        policies: Policies | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
         self.models = registry
@@ -30,24 +43,81 @@ class Gateway:
         self._forwarder = forwarder
         self._metrics = metrics
         self._gather = gather
+        self._policies = policies or Policies()
         self._clock = clock
+        self._answer: Answer = self._forward
+        for layer in reversed(self._policies.layers):
+            self._answer = partial(layer.answer, compute=self._answer)
 
-    async def infer(self, request: InferRequest) -> InferResult:
+    def configure(self, config: EndpointConfig) -> None:
+        """Apply the endpoint's user_config, to all policies as well."""
+        self.config = config
+        self._policies.configure(config)
+
+    async def authenticate(self, context: Context, headers: Mapping[str, str]) -> None:
+        """Find out who asks and whether they may do `context.action` at all; before the body is read.
+
+        `headers` are HTTP headers or gRPC metadata, lower-case names.
+
+        Raises:
+            Unauthenticated: nobody we know.
+            PermissionDenied: somebody who may not do this to any model.
+        """
+        if context.action is Action.OPEN:
+            return
+        started = self._clock()
+        identity = self._policies.identity
+        context.principal = await identity.identify(headers) if identity else ANONYMOUS
+        permit_action(context)
+        context.phases["auth"] = self._clock() - started
+
+    def visible(self, context: Context) -> Models:
+        """Return the models as this principal may see and use them: what codecs read."""
+        return visible_models(self.models, context)
+
+    async def infer(self, request: InferRequest, context: Context) -> InferResult:
         """Answer one request.
 
         Raises:
             ServeError: whatever went wrong, ready to be rendered.
         """
+        async with self._admitted(request, context) as work:
+            result = await self._answer(work)
+            context.answered(result)
+            for observer in self._policies.observers:
+                observer.answered(work, result)
+            return result
+
+    @asynccontextmanager
+    async def _admitted(self, request: InferRequest, context: Context) -> AsyncIterator[Work]:
+        """All that stands before and after an answer, streamed or not: plan, authorise, admit; release, count."""
         started = self._clock()
-        model = self.models.resolve(request.model, request.version)
+        context.request = request
+        plan = self._plan(request, context)
+        authorise(context.principal, Action.INFER, plan.asked, plan.primary)
+        model = plan.primary
+        context.model, context.version = model.name, model.version
+        code = "cancelled"
+        limiter, permit = self._policies.limiter, None
         try:
             deadline = started + self._timeout_s(request, model.timeout_s)
-            result = await self._forwarder.forward(self.models.target(model), request, deadline)
+            permit = await limiter.admit(request, plan, context) if limiter else None
+            principal = context.principal
+            request = replace(request, tenant=principal.name, priority=principal.priority)
+            yield Work(request, plan, deadline, context)
+            code = "ok"
         except ServeError as exc:
-            self._metrics.request(model, exc.code, self._clock() - started)
+            code = exc.code
             raise
-        self._metrics.request(model, "ok", self._clock() - started)
-        return result
+        finally:
+            if permit is not None:
+                permit.release(context)
+            self._metrics.request(model, code, self._clock() - started)
+
+    def record(self, context: Context) -> None:
+        """Write a finished request down; every door calls this once a request, however it ended."""
+        if self._policies.log is not None:
+            self._policies.log.record(context)
 
     async def metrics(self) -> bytes:
         """Return the metrics of all replicas in Prometheus' text format."""
@@ -56,6 +126,15 @@ class Gateway:
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one finished HTTP request."""
         self._metrics.http(method, route, status, seconds)
+
+    def _plan(self, request: InferRequest, context: Context) -> Plan:
+        if self._policies.router is not None:
+            return self._policies.router.plan(request, context)
+        model = self.models.resolve(request.model, request.version)
+        return Plan(model.name, model)
+
+    async def _forward(self, work: Work) -> InferResult:
+        return await self._forwarder.forward(self.models.target(work.plan.primary), work.request, work.deadline)
 
     def _timeout_s(self, request: InferRequest, default_s: float) -> float:
         """Return the time a request may take: its own wish or the model's default, capped by both and the operator."""

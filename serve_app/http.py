@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from deployments.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServeError
-from deployments.types import InferRequest, InferResult
+from deployments.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServeError, Unauthenticated
+from deployments.types import MONOTONIC, InferRequest, InferResult
+from serve_app.context import Context, Door
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
 from serve_app.protocols.types import Endpoint, Envelope, Models, RawRequest, Reply
@@ -24,19 +25,19 @@ from serve_app.protocols.types import Endpoint, Envelope, Models, RawRequest, Re
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
 _UNCANCELLABLE = "x-request-disconnect-disabled"
-# Serve ends the request itself at that time, with a bare 408: our 504 in the protocol's own envelope has to be earlier.
-_AHEAD, _AHEAD_S = 0.2, 0.05
 _log = logging.getLogger(__name__)
 
 
 class Gateway(Protocol):
     """What the edge needs of the endpoint."""
 
-    @property
-    def models(self) -> Models:
-        """What the codecs may ask about models."""
+    async def authenticate(self, context: Context, headers: Mapping[str, str]) -> None:
+        """Find out who asks and whether they may. Raises ServeError."""
 
-    async def infer(self, request: InferRequest) -> InferResult:
+    def visible(self, context: Context) -> Models:
+        """Return what the codecs may ask about models on behalf of this caller."""
+
+    async def infer(self, request: InferRequest, context: Context) -> InferResult:
         """Answer one request. Raises ServeError."""
 
     async def metrics(self) -> bytes:
@@ -44,6 +45,9 @@ class Gateway(Protocol):
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one finished HTTP request."""
+
+    def record(self, context: Context) -> None:
+        """Write a finished request down."""
 
 
 def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
@@ -78,47 +82,52 @@ class Resource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens, unless its client is gone."""
         scope[ROUTE] = self._path
+        context = Context(scope[REQUEST_ID], Door.HTTP, scope["method"], self._path)
         row = self._rows.get(scope["method"])
-        if row is None:
-            allow = sorted(self._rows)
-            error = MethodNotAllowed(
-                f"method {scope['method']} is not allowed here; use {', '.join(allow)}", allow=list(allow)
-            )
-            await _send(scope, send, _error_reply(error, self._envelope, scope[REQUEST_ID]))
-            return
         try:
-            reply = await self._reply(row, scope, receive)
+            reply = await self._reply(row, scope, receive, context) if row else self._no_such_method(context)
         except ClientDisconnect:
             return
-        await _send(scope, send, reply)
+        else:
+            await _send(scope, send, reply, context)
+        finally:
+            self._gateway.record(context)
 
-    async def _reply(self, row: Endpoint, scope: Scope, receive: Receive) -> Reply:
-        request_id = scope[REQUEST_ID]
+    async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply:
+        context.action = row.action
         try:
-            return await _answer(row, await _read(row, scope, receive), self._gateway)
+            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+            await self._gateway.authenticate(context, headers)
+            body = b"" if row.method == "GET" else await _body(headers, receive)
+            raw = RawRequest(scope["path_params"], {}, headers, body, context.request_id)
+            reply = await _answer(row, raw, self._gateway, context)
         except ServeError as exc:
-            return _error_reply(exc, row.envelope, request_id)
+            return _error_reply(exc, row.envelope, context)
         except ClientDisconnect:
             raise
         except Exception:
-            _log.exception("request %s to %s failed", request_id, self._path)
-            hidden = ServeError(f"internal error; quote request id {request_id!r} to the operator")
-            return _error_reply(hidden, row.envelope, request_id)
+            _log.exception("request %s to %s failed", context.request_id, self._path)
+            hidden = ServeError(f"internal error; quote request id {context.request_id!r} to the operator")
+            return _error_reply(hidden, row.envelope, context)
+        context.ended(reply.status)
+        return reply
+
+    def _no_such_method(self, context: Context) -> Reply:
+        allow = sorted(self._rows)
+        error = MethodNotAllowed(
+            f"method {context.method} is not allowed here; use {', '.join(allow)}", allow=list(allow)
+        )
+        return _error_reply(error, self._envelope, context)
 
 
 class _Nothing:
     """The answer for every path that no row has."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = Context(scope[REQUEST_ID], Door.HTTP, scope["method"])
         path = "/" + scope["path_params"]["path"]
         error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
-        await _send(scope, send, _error_reply(error, envelope_of(path), scope[REQUEST_ID]))
-
-
-async def _read(row: Endpoint, scope: Scope, receive: Receive) -> RawRequest:
-    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-    body = b"" if row.method == "GET" else await _body(headers, receive)
-    return RawRequest(scope["path_params"], {}, headers, body, scope[REQUEST_ID])
+        await _send(scope, send, _error_reply(error, envelope_of(path), context), context)
 
 
 async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
@@ -137,15 +146,16 @@ async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
-async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway) -> Reply:
+async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Context) -> Reply:
     limit_s = _time_limit(raw.headers)
+    models = gateway.visible(context)
     if row.parse:
-        request, render = row.parse(raw, gateway.models)
+        request, render = row.parse(raw, models)
         if limit_s is not None:
             request = request.with_timeout(min(limit_s, request.timeout_s or limit_s))
-        return render(await gateway.infer(request))
+        return render(await gateway.infer(request, context))
     if row.answer:
-        return row.answer(raw, gateway.models)
+        return row.answer(raw, models)
     return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
 
 
@@ -160,24 +170,28 @@ def _time_limit(headers: Mapping[str, str]) -> float | None:
         limit_s = math.nan
     if not (math.isfinite(limit_s) and limit_s > 0):
         raise InvalidInput(f"{_TIMEOUT}: must be a number of seconds above 0", field=_TIMEOUT)
-    return limit_s - min(limit_s * _AHEAD, _AHEAD_S)
+    return limit_s
 
 
-def _error_reply(error: ServeError, envelope: Envelope, request_id: str) -> Reply:
+def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Reply:
+    context.ended(error.status, error.code)
     headers: dict[str, str] = {}
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     allow = error.details.get("allow")
     if isinstance(error, MethodNotAllowed) and isinstance(allow, list):
         headers["allow"] = ", ".join(map(str, allow))
-    return Reply(envelope(error, request_id), error.status, headers=headers)
+    return Reply(envelope(error, context.request_id), error.status, headers=headers)
 
 
-async def _send(scope: Scope, send: Send, reply: Reply) -> None:
+async def _send(scope: Scope, send: Send, reply: Reply, context: Context) -> None:
+    added = {**context.headers, **reply.headers, "server-timing": context.server_timing(MONOTONIC())}
     headers = [
         (b"content-type", reply.media_type.encode("latin-1")),
         (b"content-length", str(len(reply.body)).encode()),
-        *((key.encode("latin-1"), value.encode("latin-1")) for key, value in reply.headers.items()),
+        *((key.encode("latin-1"), value.encode("latin-1")) for key, value in added.items()),
     ]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     body = b"" if scope["method"] == "HEAD" else reply.body

@@ -14,11 +14,14 @@ from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
 from deployments.types import InferRequest, InferResult
 from serve_app.config import EndpointArgs, EndpointConfig
+from serve_app.context import Context, Door
 from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, sibling_metrics
 from serve_app.http import build_asgi
 from serve_app.middleware import ACCESS
+from serve_app.policies import Policies
+from serve_app.principals import CLUSTER
 from serve_app.registry import Registry
 from serve_app.telemetry import IngressMetrics, render
 
@@ -36,7 +39,8 @@ class Ingress:
         self._registry = Registry()
         self._metrics = IngressMetrics()
         forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
-        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics)
+        policies = Policies()  # each policy is made here; their order and shapes: policies.py
+        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics, policies)
         self._refreshing: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -50,7 +54,7 @@ class Ingress:
             logger.error("endpoint configuration refused: %s", explain(exc))
             self._registry.configure(self._gateway.config.pools, {"endpoint/user_config": explain(exc)})
             return
-        self._gateway.config = config
+        self._gateway.configure(config)
         ACCESS.disabled = not config.access_log
         self._registry.configure(config.pools, {})
         if self._refreshing is None:
@@ -59,7 +63,16 @@ class Ingress:
 
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer a Python caller who holds a handle (`serve_app.client.connect`)."""
-        return await self._gateway.infer(request)
+        context = Context(request.request_id, Door.PYTHON, "infer", "infer", principal=CLUSTER)
+        try:
+            result = await self._gateway.infer(request, context)
+            context.ended(200)
+        except ServeError as exc:
+            context.ended(exc.status, exc.code)
+            raise
+        finally:
+            self._gateway.record(context)
+        return result
 
     async def replica_metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics; the replica that serves /metrics asks all of them."""

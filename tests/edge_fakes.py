@@ -21,7 +21,9 @@ from deployments.types import (
     Usage,
     text_array,
 )
-from serve_app.protocols.types import Readiness
+from serve_app.context import Context
+from serve_app.principals import ANONYMOUS
+from serve_app.protocols.types import Action, Models, Readiness
 
 DIM = 4
 MAX_BODY_BYTES = 100_000
@@ -102,17 +104,33 @@ class FakeGateway:
         self.models = FakeModels()
         self.requests: list[InferRequest] = []
         self.observed: list[tuple[str, str, int]] = []
+        self.recorded: list[Context] = []
         self.error: Exception | None = None
+        self.refusal: Exception | None = None
         self.outputs: Tensors | None = None
 
-    async def infer(self, request: InferRequest) -> InferResult:
+    async def authenticate(self, context: Context, headers: Mapping[str, str]) -> None:
+        if self.refusal and context.action is not Action.OPEN:
+            raise self.refusal
+        context.principal = ANONYMOUS
+
+    def visible(self, context: Context) -> Models:
+        return self.models
+
+    def record(self, context: Context) -> None:
+        self.recorded.append(context)
+
+    async def infer(self, request: InferRequest, context: Context) -> InferResult:
+        context.request = request
         self.requests.append(request)
         if self.error:
             raise self.error
         model = self.models.resolve(request.model, request.version)
         outputs = self.outputs if self.outputs is not None else ANSWERS[model.task](request.inputs)
         usage = Usage(request.n_items, 3 * request.n_items)
-        return InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
+        result = InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
+        context.answered(result)
+        return result
 
     async def metrics(self) -> bytes:
         return b"# TYPE up gauge\nup 1\n"

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound
+from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
 from deployments.types import InferRequest, InferResult, ModelState, ModelStatus, Outcome, PoolStatus, Signature, Task
 from serve_app.config import EndpointConfig, PoolRef
+from serve_app.context import Context
 from serve_app.forwarder import Call, Forwarder
 from serve_app.gateway import Gateway
+from serve_app.principals import ANONYMOUS, CLUSTER, NOBODY, Principal, Scope
+from serve_app.protocols.types import Action
 from serve_app.registry import Registry
 from serve_app.telemetry import IngressMetrics, render
 
@@ -32,6 +35,12 @@ class Case:
     async def gather(self) -> bytes:
         return b"page"
 
+    async def infer(
+        self, model: str = "m", timeout_s: float | None = None, principal: Principal = ANONYMOUS
+    ) -> InferResult:
+        self.context = Context(principal=principal)
+        return await self.gateway.infer(request(model, timeout_s), self.context)
+
     def count(self, name: str, **labels: str) -> float:
         samples = [s for metric in self.metrics.collect() for s in metric.samples if s.name == name]
         return sum(s.value for s in samples if labels.items() <= s.labels.items())
@@ -48,23 +57,23 @@ async def test_the_shortest_of_wish_model_and_operator_counts(
     wish: float | None, operator: float, given: float
 ) -> None:
     case = Case()
-    case.gateway.config = EndpointConfig(max_timeout_s=operator)
-    await case.gateway.infer(request(timeout_s=wish))
+    case.gateway.configure(EndpointConfig(max_timeout_s=operator))
+    await case.infer(timeout_s=wish)
     assert case.calls[0].requests[0].timeout_s == pytest.approx(given, abs=0.1)
 
 
 @pytest.mark.parametrize("wish", [0.0, -1.0])
 async def test_a_timeout_must_be_positive(wish: float) -> None:
     with pytest.raises(InvalidInput, match="timeout"):
-        await Case().gateway.infer(request(timeout_s=wish))
+        await Case().infer(timeout_s=wish)
 
 
 async def test_outcomes_are_counted_by_model_and_code() -> None:
     case = Case()
-    await case.gateway.infer(request())
+    await case.infer()
     case.answer = DeadlineExceeded("late")
     with pytest.raises(DeadlineExceeded):
-        await case.gateway.infer(request())
+        await case.infer()
     assert case.count("model_endpoint_requests_total", model="m", code="ok") == 1
     assert case.count("model_endpoint_requests_total", code="deadline_exceeded") == 1
 
@@ -72,7 +81,7 @@ async def test_outcomes_are_counted_by_model_and_code() -> None:
 async def test_an_unknown_model_makes_no_new_metric() -> None:
     case = Case()
     with pytest.raises(ModelNotFound):
-        await case.gateway.infer(request("nope"))
+        await case.infer("nope")
     assert case.count("model_endpoint_requests_total") == 0
 
 
@@ -95,3 +104,40 @@ def test_replicas_are_told_apart_on_one_page() -> None:
     assert page.count("# TYPE model_endpoint_http_requests_total counter") == 1
     for replica in ("r1", "r2"):
         assert f'application="endpoint",method="GET",replica="{replica}",route="/v2",status="200"' in page
+
+
+def scoped(*models: str, actions: tuple[Action, ...] = (Action.INFER, Action.READ)) -> Principal:
+    return Principal("team-a", "k1", (Scope(frozenset(actions), models),), priority=-1)
+
+
+@pytest.mark.parametrize("principal", [NOBODY, scoped("other*"), scoped("*", actions=(Action.READ,))])
+async def test_a_model_out_of_scope_is_refused(principal: Principal) -> None:
+    with pytest.raises(PermissionDenied, match="infer on model 'm'"):
+        await Case().infer(principal=principal)
+
+
+@pytest.mark.parametrize("principal", [CLUSTER, scoped("m"), scoped("m:1"), scoped("other", "m*")])
+async def test_a_model_in_scope_is_answered_and_the_work_carries_whose_it_is(principal: Principal) -> None:
+    case = Case()
+    await case.infer(principal=principal)
+    sent = case.calls[0].requests[0]
+    assert (sent.tenant, sent.priority) == (principal.name, principal.priority)
+    assert (case.context.model, case.context.version) == ("m", "1")
+
+
+async def test_without_identity_everybody_is_anonymous_and_may_do_everything() -> None:
+    case, context = Case(), Context(action=Action.ADMIN)
+    await case.gateway.authenticate(context, {})
+    assert context.principal is ANONYMOUS
+
+
+async def test_a_principal_sees_only_what_it_may_use_and_learns_no_other_name() -> None:
+    case = Case()
+    seen = case.gateway.visible(Context(action=Action.READ, principal=scoped("else*")))
+    assert seen.all() == ()
+    for name, error in (("m", PermissionDenied), ("nope", PermissionDenied), ("else", ModelNotFound)):
+        with pytest.raises(error) as caught:
+            seen.resolve(name)
+        assert "models: m" not in str(caught.value)
+    everything = case.gateway.visible(Context(action=Action.READ, principal=scoped("*")))
+    assert [model.key for model in everything.all()] == ["m:1"]

@@ -73,6 +73,7 @@ class Action(StrEnum):
 
     INFER = "infer"
     READ = "read"
+    ADMIN = "admin"
     METRICS = "metrics"
     OPEN = "open"  # health and documentation: never needs a key
 

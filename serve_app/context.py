@@ -1,0 +1,70 @@
+"""What travels with one request from its door to its answer: who asks, what was decided, how long each part took.
+
+Made by a door (`http.py`, `ingress.py`, gRPC), filled by `gateway.py` and its policies, read again by the door, which
+sends `headers` and `server_timing()` with whatever it answers, and by the request log. Holds facts, decides nothing.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from deployments.types import MONOTONIC, InferRequest, InferResult, Usage
+from serve_app.principals import NOBODY, Principal
+from serve_app.protocols.types import Action
+
+CANCELLED = "cancelled"  # the code of a request whose client left
+
+
+class Door(StrEnum):
+    """Where a request came in."""
+
+    HTTP = "http"
+    GRPC = "grpc"
+    PYTHON = "python"
+
+
+@dataclass(slots=True)
+class Context:
+    """One request. `code` and `status` say how it ended; until then it counts as left by its client.
+
+    `headers` are added to the answer (gRPC: trailing metadata), errors included. `phases` are seconds, in order.
+    """
+
+    request_id: str = ""
+    door: Door = Door.HTTP
+    method: str = ""
+    route: str = ""  # path template or rpc, never a path
+    action: Action = Action.INFER
+    principal: Principal = NOBODY
+    started: float = field(default_factory=MONOTONIC)
+
+    model: str = ""
+    version: str = ""
+    arm: str = ""
+    code: str = CANCELLED
+    status: int = 499
+    usage: Usage = field(default_factory=Usage)
+    phases: dict[str, float] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    request: InferRequest | None = None
+    result: InferResult | None = None
+
+    def ended(self, status: int, code: str = "ok") -> None:
+        """Say how the request ended."""
+        self.status, self.code = status, code
+
+    def answered(self, result: InferResult) -> None:
+        """Take what the answer says of its cost and its way."""
+        self.result, self.usage = result, result.usage
+        times = result.timings
+        for name, seconds in (
+            ("load", times.load_s),
+            ("prepare", times.prepare_s),
+            ("queue", times.queue_s),
+            ("run", times.run_s),
+        ):
+            self.phases[name] = seconds
+
+    def server_timing(self, now: float) -> str:
+        """Return the value of `Server-Timing`: every phase so far and the total, in milliseconds."""
+        parts = [f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.phases.items()]
+        return ", ".join([*parts, f"total;dur={(now - self.started) * 1e3:.3f}"])

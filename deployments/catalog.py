@@ -8,6 +8,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.metrics import ReplicaMetrics
+from deployments.statistics import ModelStatistics, merged
 from deployments.types import ModelState, ModelStatus, PoolStatus
 
 _TIMEOUT_S = 1.0
@@ -36,6 +37,10 @@ class Catalog:
     async def metrics(self) -> list[ReplicaMetrics]:
         """Return the metrics of every replica that answers in time."""
         return await self._ask("metrics")
+
+    async def statistics(self) -> dict[str, ModelStatistics]:
+        """Return what all replicas have counted, by `name:version`."""
+        return merged(await self._ask("statistics"))
 
     async def _ask(self, method: str) -> list[Any]:
         try:

@@ -39,6 +39,7 @@ class LoadedModel:
         items = await self._in_text_thread(self._prepare, request)
         prepared = self._clock()
         done = await _all(self.queue.submit(items, deadline))
+        ran = self._clock()
         outputs = await self._in_text_thread(self._finish, request, [d.output for d in done])
         return InferResult(
             model=self.spec.name,
@@ -50,6 +51,7 @@ class LoadedModel:
                 prepare_s=prepared - started,
                 queue_s=max(d.queue_s for d in done),
                 run_s=max(d.run_s for d in done),
+                finish_s=self._clock() - ran,
             ),
         )
 

@@ -1,5 +1,6 @@
 """Every metric of a pool, in one table. Each replica keeps its own registry; the ingress merges them at /metrics."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 
 from deployments.batching import BatchRecord
 from deployments.spec import ModelSpec
+from deployments.statistics import Statistics
 from deployments.types import ModelStatus, Timings
 
 _MODEL = ("model", "version")
@@ -27,6 +29,7 @@ class PoolMetrics:
     """Counters of one replica; gauges are read from its state when asked."""
 
     def __init__(self) -> None:
+        self.statistics = Statistics(time.time)
         self._registry = registry = CollectorRegistry()
         self._batch_items = Histogram(
             "model_endpoint_batch_items", "Items in a batch.", _MODEL, buckets=_ITEMS, registry=registry
@@ -71,11 +74,13 @@ class PoolMetrics:
         self._batch_run.labels(*labels).observe(record.run_s)
         self._tokens.labels(*labels).inc(record.n_tokens)
         self._padded.labels(*labels).inc(record.padded_tokens)
+        self.statistics.batch(spec.key, record.n_items, record.run_s)
 
-    def request(self, spec: ModelSpec, timings: Timings) -> None:
-        """Count the phases of one answered request."""
-        for phase in ("load", "prepare", "queue", "run"):
+    def request(self, spec: ModelSpec, timings: Timings, seconds: float) -> None:
+        """Count one answered request and its phases."""
+        for phase in ("load", "prepare", "queue", "run", "finish"):
             self._phase.labels(spec.name, spec.version, phase).observe(getattr(timings, f"{phase}_s"))
+        self.statistics.succeeded(spec.key, timings, seconds)
 
     def loaded(self, spec: ModelSpec, seconds: float, *, is_failed: bool) -> None:
         """Count one load."""

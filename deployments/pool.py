@@ -16,6 +16,7 @@ from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
+from deployments.statistics import ModelStatistics
 from deployments.types import InferRequest, Item, Outcome, PoolStatus
 
 
@@ -45,6 +46,10 @@ class Pool:
     async def metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics."""
         return ReplicaMetrics(serve.get_replica_context().replica_tag, self._replica.collect())
+
+    async def statistics(self) -> dict[str, ModelStatistics]:
+        """Return what this replica has counted, by `name:version`."""
+        return self._replica.statistics()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Report predicted seconds of waiting work to `deployments.autoscaling`."""

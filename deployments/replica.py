@@ -16,6 +16,7 @@ from deployments.metrics import PoolMetrics
 from deployments.models import ModelTable
 from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
+from deployments.statistics import ModelStatistics
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class PoolReplica:
             budget_bytes=self._residency.budget_bytes,
         )
 
+    def statistics(self) -> dict[str, ModelStatistics]:
+        """Return what this replica has counted, by `name:version`."""
+        return self._metrics.statistics.models
+
     def waiting_s(self) -> float:
         """Predicted seconds of work that waits here or upstream."""
         return sum(model.queue.waiting_s for model in self._residency.models())
@@ -85,6 +90,13 @@ class PoolReplica:
         self._text_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _outcome(self, spec: ModelSpec, request: InferRequest) -> Outcome:
+        started = self._clock()
+        outcome = await self._answer(spec, request)
+        if isinstance(outcome, ServeError):
+            self._metrics.statistics.failed(spec.key, self._clock() - started)
+        return outcome
+
+    async def _answer(self, spec: ModelSpec, request: InferRequest) -> Outcome:
         timeout_s = min(request.timeout_s or spec.timeout_s, spec.timeout_s)
         scope = asyncio.timeout(timeout_s)
         try:
@@ -103,7 +115,7 @@ class PoolReplica:
         started = self._clock()
         async with self._residency.lease(spec) as model:
             result = await model.infer(request, started + timeout_s, load_s=self._clock() - started)
-        self._metrics.request(spec, result.timings)
+        self._metrics.request(spec, result.timings, self._clock() - started)
         return result
 
 

@@ -141,6 +141,7 @@ class Timings:
     prepare_s: float = 0.0
     queue_s: float = 0.0
     run_s: float = 0.0
+    finish_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class PredictTimings(Wire):
     prepare_ms: float
     queue_ms: float
     run_ms: float
+    finish_ms: float
 
 
 class PredictResponse(Wire):
@@ -138,5 +139,6 @@ def _milliseconds(timings: Timings) -> dict[str, float]:
         "prepare_ms": timings.prepare_s,
         "queue_ms": timings.queue_s,
         "run_ms": timings.run_s,
+        "finish_ms": timings.finish_s,
     }
     return {name: round(value * 1e3, 3) for name, value in seconds.items()}

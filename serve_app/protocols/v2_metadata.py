@@ -14,11 +14,13 @@ from serve_app.protocols.v2_errors import MODEL, V2, VERSION
 from serve_app.protocols.v2_schema import Health, ModelMetadata, ModelNames, ModelReady, ServerMetadata
 
 PLATFORM = "pytorch"
-_SERVER = dump({"name": "model-endpoint", "version": __version__, "extensions": ["parameters"]})
+# Triton's names; only what works here is named: perf_analyzer acts on them.
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+_SERVER = dump({"name": "model-endpoint", "version": __version__, "extensions": EXTENSIONS})
 
 
 def server(raw: RawRequest, models: Models) -> Reply:
-    """Answer `GET /v2`. Only extensions that are served are named: perf_analyzer acts on them."""
+    """Answer `GET /v2`."""
     return Reply(_SERVER)
 
 

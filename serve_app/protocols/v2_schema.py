@@ -5,16 +5,24 @@ Read by `v2` and, through `ENDPOINTS`, by `openapi`.
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from deployments.types import Datatype
 from serve_app.protocols.json_body import Wire
+
+
+def _known(datatype: str) -> str:
+    if datatype not in (*Datatype, "BF16"):
+        raise ValueError(f"{datatype!r} is not one of {', '.join((*Datatype, 'BF16'))}")
+    return datatype
+
 
 _SCALARS = {"type": ["string", "number", "boolean"]}
 Parameters = Annotated[
     dict[str, JsonValue], WithJsonSchema({"type": "object", "additionalProperties": _SCALARS, "title": "Parameters"})
 ]
 ElementType = Annotated[Datatype, Field(strict=False)]
+InputType = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": [*Datatype, "BF16"]})]
 Elements = Annotated[Any, WithJsonSchema({"type": "array", "items": {}, "title": "Data"})]
 MaybeElements = Annotated[Any, WithJsonSchema({"type": ["array", "null"], "items": {}, "title": "Data"})]
 _TEXT: JsonValue = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a cat", "a dog"]}
@@ -28,11 +36,14 @@ Version = Annotated[str, BeforeValidator(_text)]  # `"version": 2` is as clear a
 
 
 class InputTensor(Wire):
-    """One input; `data` is nested as `shape` says, or flat and row-major."""
+    """One input; `data` is nested as `shape` says, or flat and row-major.
+
+    In place of `data`, the parameter `binary_data_size` says how many of the bytes after the JSON are this tensor's.
+    """
 
     name: str = Field(min_length=1)
     shape: list[Annotated[int, Field(ge=0)]]
-    datatype: ElementType
+    datatype: InputType
     parameters: Parameters | None = None
     data: MaybeElements = None  # checked by hand, to say how else a tensor may not be sent
 
@@ -65,13 +76,16 @@ class PredictBody(InferBody):
 
 
 class OutputTensor(Wire):
-    """One output, flat and row-major; an element that is not finite is null."""
+    """One output, flat and row-major; an element that is not finite is null.
+
+    A binary output has the parameter `binary_data_size` in place of `data`, and its bytes follow the JSON.
+    """
 
     name: str
     datatype: ElementType
     shape: list[int]
     parameters: Parameters | None = None
-    data: Elements
+    data: Elements = Field(default_factory=list)
 
 
 class InferResponse(Wire):

@@ -1,8 +1,9 @@
 """V2 JSON tensors: the `data` array of an input to numpy, a numpy output to its JSON members.
 
-Called by `v2` and `native`. Pure. JSON cannot carry NaN or infinities: in an input they are refused (orjson does not
-parse them, null is not a number), in an output they are written as null. BYTES elements are strings; where an output's
-bytes are not UTF-8 the tensor is base64 and says so in `parameters.content_type`, which an input may do as well.
+Called by `v2` and `native`; their binary form is in `v2_binary`. Pure. JSON cannot carry NaN or infinities: in an input
+they are refused (orjson does not parse them, null is not a number), in an output they are written as null. BYTES
+elements are strings; where an output's bytes are not UTF-8 the tensor is base64 and says so in
+`parameters.content_type`, which an input may do as well.
 """
 
 import base64
@@ -36,7 +37,7 @@ def to_array(name: str, datatype: Datatype, shape: tuple[int, ...], data: object
         InvalidInput: the count or nesting does not match, an element has the wrong type or is out of range.
     """
     field = field or name
-    _check_shape(name, shape, field)
+    check_shape(name, shape, field)
     if not isinstance(data, list):
         raise InvalidInput(f"input {name!r}: 'data' must be an array", field=field)
     flat = _flatten(name, shape, data, field)
@@ -47,6 +48,19 @@ def to_array(name: str, datatype: Datatype, shape: tuple[int, ...], data: object
     else:
         array = _numbers(name, datatype, flat, field)
     return array.reshape(shape)
+
+
+def check_shape(name: str, shape: tuple[int, ...], field: str) -> None:
+    """Check that a shape is one numpy can hold. Raises InvalidInput."""
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"input {name!r}: shape {list(shape)} has a negative size", field=field)
+    if len(shape) > _MAX_RANK:
+        raise InvalidInput(f"input {name!r}: shape has {len(shape)} dimensions, at most {_MAX_RANK}", field=field)
+    # A zero hides the other dimensions from the product, but not from numpy, which overflows on them.
+    if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS // 8:
+        raise InvalidInput(
+            f"shape of input {name!r} causes total element count to exceed maximum size of {_MAX_ELEMENTS}", field=field
+        )
 
 
 def nested_shape(data: object) -> tuple[int, ...]:
@@ -80,16 +94,6 @@ def to_json(array: Array) -> tuple[Datatype, Any, str]:
         return datatype, [element.decode() for element in elements], ""
     except UnicodeDecodeError:
         return datatype, [base64.b64encode(element).decode() for element in elements], "base64"
-
-
-def _check_shape(name: str, shape: tuple[int, ...], field: str) -> None:
-    if len(shape) > _MAX_RANK:
-        raise InvalidInput(f"input {name!r}: shape has {len(shape)} dimensions, at most {_MAX_RANK}", field=field)
-    # A zero hides the other dimensions from the product, but not from numpy, which overflows on them.
-    if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS // 8:
-        raise InvalidInput(
-            f"shape of input {name!r} causes total element count to exceed maximum size of {_MAX_ELEMENTS}", field=field
-        )
 
 
 def _flatten(name: str, shape: tuple[int, ...], data: list[Any], field: str) -> list[Any]:

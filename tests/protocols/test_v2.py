@@ -69,7 +69,7 @@ async def test_timeout_zero_means_the_models_own(client: httpx.AsyncClient, gate
 async def test_only_requested_outputs_are_sent_in_the_order_asked(
     client: httpx.AsyncClient, gateway: FakeGateway
 ) -> None:
-    wanted = [{"name": "score", "parameters": {"binary_data": True}}, {"name": "label"}]
+    wanted = [{"name": "score", "parameters": {"binary_data": False}}, {"name": "label"}]
     answer = (await client.post("/v2/models/mood/infer", json=with_(outputs=wanted))).json()
     assert [output["name"] for output in answer["outputs"]] == ["score", "label"]
     assert gateway.requests[0].outputs == ("score", "label")
@@ -146,11 +146,19 @@ BAD = [
         "inference input 'text' data-type is 'INT32', but model 'minilm' expects 'BYTES'",
     ),
     ({"inputs": [{**X, "datatype": "FP16"}]}, "receiving FP16 data via JSON is not supported"),
-    ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, "'binary_data_size' is not served"),
-    ({"inputs": [{**TEXT, "parameters": {"shared_memory_region": "r"}}]}, "'shared_memory_region' is not served"),
+    ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, "But set 'data' 'binary_data_size'"),
+    ({"inputs": [{**TEXT, "data": None, "parameters": {"binary_data_size": 4}}]}, "must specify valid 'Inference-H"),
+    ({"inputs": [{**TEXT, "data": None, "parameters": {"binary_data_size": -1}}]}, "must be a whole number of bytes"),
+    ({"inputs": [{**TEXT, "data": None, "parameters": {"binary_data_size": None}}]}, "must be a whole number of bytes"),
+    ({"inputs": [{**TEXT, "data": None, "parameters": {"shared_memory_region": "r"}}]}, "shared memory is disabled"),
+    ({"inputs": [{**X, "datatype": "BF16"}]}, "receiving BF16 data via JSON is not supported"),
+    (with_(parameters={"binary_data_output": 1}), "parameters.binary_data_output: must be true or false"),
+    (with_(outputs=[{"name": "embedding", "parameters": {"binary_data": 1}}]), "binary_data: must be true or false"),
+    (with_(outputs=[{"name": "embedding", "parameters": {"shared_memory_region": "r"}}]), "memory is disabled"),
     (with_(outputs=[{"name": "nope"}]), "unexpected inference output 'nope' for model 'minilm'"),
     (with_(outputs=[{"name": "embedding"}] * 2), "output 'embedding' already exists in request"),
-    (with_(outputs=[{"name": "embedding", "parameters": {"classification": 2}}]), "classification: is not served"),
+    (with_(outputs=[{"name": "embedding", "parameters": {"classification": 0}}]), "classification: must be a whole"),
+    (with_(outputs=[{"name": "embedding", "parameters": {"classification": True}}]), "classification: must be a whole"),
     (with_(outputs=[{}]), "outputs[0].name: is required"),
     (with_(parameters={"timeout": -1}), "parameters.timeout: "),
     (with_(parameters={"timeout": "1"}), "parameters.timeout: "),
@@ -214,12 +222,6 @@ async def test_unknown_models_are_404_with_the_words_tritons_clients_look_for(cl
         assert response.status_code == 404
         assert response.json()["error"].startswith("Request for unknown model: ")
     assert "versions: 1, 2" in response.json()["error"]
-
-
-async def test_binary_tensors_are_refused_by_their_header(client: httpx.AsyncClient) -> None:
-    response = await client.post(INFER, json=with_(), headers={"Inference-Header-Content-Length": "10"})
-    assert response.status_code == 400
-    assert "binary tensors are not served" in response.json()["error"]
 
 
 async def test_metadata_tells_what_a_model_takes_and_gives(client: httpx.AsyncClient) -> None:

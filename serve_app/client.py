@@ -85,8 +85,10 @@ class Endpoint:
 def connect(application: str = "endpoint") -> Endpoint:
     """Return a handle on the endpoint of this Ray cluster; works in tasks, actors and drivers, sync and async."""
     handle = serve.get_deployment_handle("Ingress", app_name=application)
-    # NOTE: with the throughput flags a router shares its caller's loop, which a sync caller does not have.
-    handle._init(_run_router_in_separate_loop=True)
+    # NOTE: with the throughput flags a router shares its caller's loop, which a sync caller does not have. Serve keeps
+    # handles: a second `connect` gets the one that the first has set up.
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=True)
     return Endpoint(handle)
 
 

@@ -25,6 +25,8 @@ from serve_app.protocols.types import Endpoint, Envelope, Models, RawRequest, Re
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
 _UNCANCELLABLE = "x-request-disconnect-disabled"
+# Serve ends the request itself at that time, with a bare 408: our 504 in the protocol's own envelope has to be earlier.
+_AHEAD, _AHEAD_S = 0.2, 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -170,7 +172,7 @@ def _time_limit(headers: Mapping[str, str]) -> float | None:
         limit_s = math.nan
     if not (math.isfinite(limit_s) and limit_s > 0):
         raise InvalidInput(f"{_TIMEOUT}: must be a number of seconds above 0", field=_TIMEOUT)
-    return limit_s
+    return limit_s - min(limit_s * _AHEAD, _AHEAD_S)
 
 
 def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Reply:

@@ -134,7 +134,7 @@ class Registry:
 def natural(version: str) -> list[tuple[int, int, str]]:
     """Return a sort key under which 2 comes before 10, and v1.9 before v1.10."""
     parts: Iterable[str] = re.findall(r"\d+|\D+", version)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
 
 
 def _waiting(name: str, pool: _Pool) -> dict[str, str]:

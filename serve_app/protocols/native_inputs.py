@@ -31,7 +31,7 @@ def read_inputs(inputs: JsonValue, params: dict[str, JsonValue], status: ModelSt
         named.setdefault(_LABELS, _labels(params.pop(_LABELS)))
     if status.task is Task.ZERO_SHOT_CLASSIFICATION and _LABELS not in named:
         raise InvalidInput(f"parameters.{_LABELS}: is required; give a list of strings", field=f"parameters.{_LABELS}")
-    return {name: _array(name, value, status) for name, value in named.items()}
+    return {name: _array(name, value, status, _field(name, inputs)) for name, value in named.items()}
 
 
 def _named(inputs: JsonValue, status: ModelStatus) -> dict[str, JsonValue]:
@@ -64,11 +64,17 @@ def _labels(value: JsonValue) -> JsonValue:
     return value
 
 
-def _array(name: str, value: JsonValue, status: ModelStatus) -> Array:
-    field = f"inputs.{name}"
+def _field(name: str, inputs: JsonValue) -> str:
+    """Return where in the body an input stands: a value that is not an object is the input itself."""
+    return f"inputs.{name}" if isinstance(inputs, dict) or name == _LABELS else "inputs"
+
+
+def _array(name: str, value: JsonValue, status: ModelStatus, field: str) -> Array:
     if value is None or isinstance(value, dict):
         raise InvalidInput(f"{field}: must be a string, a number, a boolean or a list of them", field=field)
     data = value if isinstance(value, list) else [value]
+    if not data:
+        raise InvalidInput(f"{field}: is empty; give at least one element", field=field)
     specs = {spec.name: spec.datatype for spec in status.signature.inputs}
     datatype = specs.get(name) or _guess(data)
     array = to_array(name, datatype, nested_shape(data), data, field)

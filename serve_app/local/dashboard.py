@@ -20,6 +20,7 @@ _APPLICATIONS = "/api/serve/applications/"
 _POLL_S = 0.5
 _UNROUTED_S = 3.0
 _RETRIES_S = 20.0
+_SETTLE_S = 1.5  # until the ingress has asked its pools again (refresh_s), and knows what a deploy has changed
 
 
 def silent(line: str) -> None:
@@ -83,7 +84,7 @@ def wait_ready(cluster: Cluster, say: Say = silent, timeout_s: float = 600.0) ->
     Raises:
         LocalFailure: Ray died, time ran out, or a pinned model failed to load and its retries did too.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline, settled = time.monotonic() + timeout_s, time.monotonic() + _SETTLE_S
     unrouted_until = float("inf")
     before, seen = "", _Readiness()
     while time.monotonic() < deadline:
@@ -92,13 +93,14 @@ def wait_ready(cluster: Cluster, say: Say = silent, timeout_s: float = 600.0) ->
         # HAProxy answers 404 too, until it has heard of the application's route.
         is_unrouted = seen.status == httpx.codes.NOT_FOUND
         unrouted_until = min(unrouted_until, time.monotonic() + _UNROUTED_S) if is_unrouted else float("inf")
-        if seen.status == httpx.codes.OK or time.monotonic() > unrouted_until:
+        is_settled_and_ready = seen.status == httpx.codes.OK and time.monotonic() > settled
+        if is_settled_and_ready or time.monotonic() > unrouted_until:
             for name, why in seen.rejected.items():
                 say(f"rejected {name}: {why}")
             return
         if seen.has_failed:
             deadline = min(deadline, time.monotonic() + _RETRIES_S)
-        if str(seen) != before:
+        if seen.status != httpx.codes.OK and str(seen) != before:
             before = str(seen)
             say(f"waiting for {before}")
         time.sleep(_POLL_S)

@@ -1,0 +1,64 @@
+"""Replicas that die with requests on board, large messages, poison in a batch: nobody else notices."""
+
+import asyncio
+import os
+import signal
+
+import httpx
+import pytest
+from echo_engine import POISON
+from echo_pool import body, config, echo
+from live_cluster import Live
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster: Live) -> Live:
+    entry = echo(pinned=True, delay_s=0.3, timeout_s=60)
+    cluster.deploy(config(entry, echo("whole", is_whole=True)))
+    return cluster
+
+
+async def ask(endpoint: Live, model: str, *values: float) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=endpoint.http_url, timeout=90, trust_env=False) as http:
+        return await http.post(f"/v2/models/{model}/infer", json=body(*values))
+
+
+def pool_pids(endpoint: Live) -> list[int]:
+    replicas = endpoint.applications()["shared"]["deployments"]["Pool"]["replicas"]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+
+async def test_a_pool_replica_that_dies_mid_request_costs_nobody_an_answer(endpoint: Live) -> None:
+    asking = [asyncio.create_task(ask(endpoint, "echo", float(n))) for n in range(20)]
+    await asyncio.sleep(0.5)
+    (pid,) = pool_pids(endpoint)
+    os.kill(pid, signal.SIGKILL)
+    answers = await asyncio.gather(*asking)
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert [answer.json()["outputs"][0]["data"] for answer in answers] == [[float(n)] for n in range(20)]
+    assert pid not in pool_pids(endpoint)
+
+
+async def test_one_poisoned_request_fails_alone(endpoint: Live) -> None:
+    answers = await asyncio.gather(*(ask(endpoint, "echo", POISON if n == 3 else float(n)) for n in range(8)))
+    codes = [answer.status_code for answer in answers]
+    assert codes == [200, 200, 200, 500, 200, 200, 200, 200]
+    assert answers[3].json()["code"] == "engine_failure"
+
+
+async def test_messages_above_4_mib_cross_the_hop(endpoint: Live) -> None:
+    values = [float(n % 1000) for n in range(1_500_000)]
+    answer = await ask(endpoint, "whole", *values)
+    assert answer.status_code == 200, answer.text[:300]
+    assert answer.json()["outputs"][0]["data"] == values
+
+
+async def test_clients_that_leave_take_nobody_with_them(endpoint: Live) -> None:
+    leaving = [asyncio.create_task(ask(endpoint, "echo", float(n))) for n in range(10)]
+    staying = [asyncio.create_task(ask(endpoint, "echo", float(n))) for n in range(10)]
+    await asyncio.sleep(0.2)
+    for task in leaving:
+        task.cancel()
+    assert [answer.status_code for answer in await asyncio.gather(*staying)] == [200] * 10

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 from deployments.errors import DeadlineExceeded, EngineFailure, InputTooLong, Overloaded, ServeError
 from deployments.spec import BatchLimits
+from deployments.turns import Turn
 from deployments.types import MONOTONIC, Clock, Item
 
 logger = logging.getLogger(__name__)
@@ -62,19 +63,19 @@ class _Waiting:
 
 
 class BatchQueue:
-    """Batches one model's items. `device` is shared by all models of a device: its holder may run."""
+    """Batches one model's items. `device` is this model's turn on a device that models share: its holder may run."""
 
     def __init__(
         self,
         run: RunBatch,
         limits: BatchLimits,
-        device: asyncio.Semaphore,
+        device: Turn,
         clock: Clock = MONOTONIC,
         observe: Callable[[BatchRecord], None] = lambda _: None,
     ) -> None:
         self._run = run
         self.limits = limits
-        self._device = device
+        self.device = device
         self._clock = clock
         self._observe = observe
         self._waiting: list[_Waiting] = []
@@ -120,7 +121,7 @@ class BatchQueue:
     async def _drain(self) -> None:
         try:
             while self._waiting:
-                async with self._device:
+                async with self.device:
                     batch = self._take()
                     if batch:
                         await self._run_batch(batch)

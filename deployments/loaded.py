@@ -29,6 +29,12 @@ class LoadedModel:
         self._text = text
         self._clock = clock
 
+    def adopt(self, spec: ModelSpec) -> None:
+        """Take over a configuration that needs no load: limits, weight, deadlines."""
+        self.spec = spec
+        self.queue.limits = spec.batch
+        self.queue.device.weight = spec.weight
+
     async def infer(self, request: InferRequest, deadline: float, load_s: float = 0.0) -> InferResult:
         """Answer one request; `deadline` is on this object's clock.
 

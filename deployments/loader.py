@@ -18,6 +18,7 @@ from deployments.loaded import LoadedModel
 from deployments.metrics import PoolMetrics
 from deployments.sources import fetch, weight_bytes
 from deployments.spec import ModelSpec
+from deployments.turns import Turns
 from deployments.types import MONOTONIC, Clock, Item
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class EngineLoader:
         self._metrics = metrics
         self._instrument = instrument
         self._clock = clock
-        self._turn = asyncio.Semaphore(1)  # whose batch may run on the device
+        self._turns = Turns(clock)  # whose batch may run on the device
 
     async def estimate(self, spec: ModelSpec) -> int:
         """Fetch the model's files, check them, and return the bytes of its weights."""
@@ -61,7 +62,8 @@ class EngineLoader:
             raise
         self._metrics.loaded(spec, self._clock() - started, is_failed=False)
         run = self._instrument(spec, self._on_device(engine))
-        queue = BatchQueue(run, spec.batch, self._turn, self._clock, lambda record: self._metrics.batch(spec, record))
+        turn = self._turns.of(spec.key, spec.weight)
+        queue = BatchQueue(run, spec.batch, turn, self._clock, lambda record: self._metrics.batch(spec, record))
         logger.info("model %s loaded in %.2f s", spec.key, self._clock() - started)
         return LoadedModel(spec, engine, queue, self._text_thread, self._clock)
 

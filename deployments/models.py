@@ -117,7 +117,7 @@ class ModelTable:
             slot.spec = spec
             slot.is_retired = False
             if slot.model is not None:
-                slot.model.spec, slot.model.queue.limits = spec, spec.batch
+                slot.model.adopt(spec)
         self._keep_pinned(entry)
 
     def _keep_pinned(self, entry: _Entry) -> None:

@@ -102,6 +102,9 @@ class ModelSpec(Strict):
         default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included"
     )
     pinned: bool = Field(default=False, description="load at start, never evict; the endpoint is ready only when it is")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="share of the device's time against other models that wait for it"
+    )
     allow: tuple[Format, ...] = Field(
         default=(), description="file formats accepted besides safetensors; each may run code"
     )
@@ -120,7 +123,7 @@ class ModelSpec(Strict):
     @cached_property
     def digest(self) -> str:
         """Fingerprint of everything that needs the model loaded anew when it changes."""
-        part = self.model_dump_json(exclude={"batch", "timeout_s", "pinned"})
+        part = self.model_dump_json(exclude={"batch", "timeout_s", "pinned", "weight"})
         return hashlib.sha256(part.encode()).hexdigest()[:16]
 
 

@@ -173,9 +173,10 @@ class Item:
 
 
 class ModelState(StrEnum):
-    """Where a configured model stands in a pool. UNLOADED models are servable: the first request loads them."""
+    """Where a configured model stands in a pool. UNLOADED and PARKED models are servable: a request loads them."""
 
-    UNLOADED = "UNLOADED"
+    UNLOADED = "UNLOADED"  # on disk
+    PARKED = "PARKED"  # in host RAM, off the device
     LOADING = "LOADING"
     READY = "READY"
     UNLOADING = "UNLOADING"
@@ -196,6 +197,9 @@ class ModelStatus:
     reason: str = ""  # why it is UNAVAILABLE, or why its newer configuration was refused
     size_bytes: int = 0
     labels: tuple[str, ...] = ()
+    n_ready: int = 0  # replicas that have it in memory
+    load_s: float = 0.0  # how long a load is going to take, from those measured; 0.0 is not known yet
+    max_held: int = 0  # requests that may wait while it loads; 0 is without a limit
 
     @property
     def key(self) -> str:
@@ -207,7 +211,7 @@ class ModelStatus:
         """Whether a request sent now would be answered, perhaps after a load."""
         if self.state is ModelState.LOADING:
             return not self.pinned
-        return self.state in (ModelState.READY, ModelState.UNLOADED)
+        return self.state is not ModelState.UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,19 @@ class PoolStatus:
     n_replicas: int
     resident_bytes: int = 0
     budget_bytes: int = 0
+    parked_bytes: int = 0
+    ram_bytes: int = 0
+    replicas: tuple[str, ...] = ()  # their ids
+
+
+class Order(StrEnum):
+    """What an operator asked for over the API, of a configured model; held by the catalog, obeyed by every replica."""
+
+    LOAD = "load"  # stays in memory where there is room
+    UNLOAD = "unload"  # leaves memory and is not served until it is loaded again
+
+
+Orders: TypeAlias = Mapping[str, Order]  # by `name:version`
 
 
 def model_key(name: str, version: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from deployments.batching import OVERHEAD_TOKENS, BatchQueue, BatchRecord, choose
 from deployments.errors import DeadlineExceeded, EngineFailure, InputTooLong, InvalidInput, Overloaded
 from deployments.spec import BatchLimits
+from deployments.turns import Turns
 from deployments.types import Item
 
 NEVER = float("inf")
@@ -41,7 +42,7 @@ class Clock:
 
 
 def queue_of(engine: Engine, clock: Clock | None = None, **limits: int) -> BatchQueue:
-    return BatchQueue(engine.run, BatchLimits(**limits), asyncio.Semaphore(1), clock or Clock())
+    return BatchQueue(engine.run, BatchLimits(**limits), Turns().of("m"), clock or Clock())
 
 
 async def settle() -> None:
@@ -70,7 +71,7 @@ async def test_items_gather_while_the_engine_is_busy() -> None:
 
 
 async def test_two_queues_of_one_device_take_turns() -> None:
-    device, order = asyncio.Semaphore(1), list[str]()
+    device, order = Turns().of("m"), list[str]()
 
     async def run(items: list[Item]) -> Sequence[Any]:
         order.append(items[0].data)
@@ -146,7 +147,7 @@ async def test_wrong_number_of_outputs_is_an_error_not_a_mix_up() -> None:
     async def run(items: list[Item]) -> Sequence[Any]:
         return [1, 2, 3]
 
-    queue = BatchQueue(run, BatchLimits(), asyncio.Semaphore(1))
+    queue = BatchQueue(run, BatchLimits(), Turns().of("m"))
     for future in queue.submit([Item("a"), Item("b")], NEVER):
         with pytest.raises(EngineFailure, match="3 outputs for 1"):
             await future
@@ -171,7 +172,7 @@ async def test_full_queue_refuses_with_a_wait() -> None:
 async def test_batches_are_recorded_with_their_padding() -> None:
     records: list[BatchRecord] = []
     engine = Engine()
-    queue = BatchQueue(engine.run, BatchLimits(), asyncio.Semaphore(1), Clock(), records.append)
+    queue = BatchQueue(engine.run, BatchLimits(), Turns().of("m"), Clock(), records.append)
     await asyncio.gather(*queue.submit([Item("a", 10), Item("b", 12)], NEVER))
     assert [(r.n_items, r.n_tokens, r.padded_tokens, r.is_failed) for r in records] == [(2, 22, 24, False)]
 

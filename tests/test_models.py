@@ -12,6 +12,7 @@ from deployments.loaded import LoadedModel
 from deployments.models import ModelTable
 from deployments.residency import Residency
 from deployments.spec import ModelSpec
+from deployments.turns import Turns
 from deployments.types import ModelState, Signature
 
 
@@ -38,7 +39,7 @@ class Loader:
         async def run(items: Any) -> Any:
             return items
 
-        queue = BatchQueue(run, spec.batch, asyncio.Semaphore(1))
+        queue = BatchQueue(run, spec.batch, Turns().of("m"))
         return LoadedModel(spec, cast(Engine, FakeEngine()), queue, cast(Any, None))
 
     def size_bytes(self, model: LoadedModel) -> int:

@@ -1,21 +1,31 @@
-"""The `Catalog` deployment: root of a pool application, and what the ingress asks about the pool as a whole."""
+"""The `Catalog` deployment: root of a pool application; through it the ingress asks and commands all replicas.
+
+Orders (`load`, `unload` over the API) are held here and sent along with every question: so a new replica learns them
+with the first one, within a second, and a catalog that was replaced finds them in its store.
+"""
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.errors import PoolUnavailable, ServeError
 from deployments.metrics import ReplicaMetrics
+from deployments.orders import GcsStore, Store
 from deployments.statistics import ModelStatistics, merged
-from deployments.types import ModelState, ModelStatus, PoolStatus
+from deployments.types import ModelState, ModelStatus, Order, PoolStatus
 
+logger = logging.getLogger(__name__)
 _TIMEOUT_S = 1.0
 # A model is as far as its furthest replica: the router may send requests there.
 _PROGRESS = (
     ModelState.READY,
     ModelState.LOADING,
+    ModelState.PARKED,
     ModelState.UNLOADED,
     ModelState.UNLOADING,
     ModelState.UNAVAILABLE,
@@ -27,12 +37,81 @@ class Catalog:
 
     # NOTE: Serve treats the root of an application as an ingress: no __call__ here, and no method named as an rpc.
 
-    def __init__(self, pool: DeploymentHandle) -> None:
+    def __init__(self, pool: DeploymentHandle, store: Store | None = None) -> None:
         self._pool = pool
+        self._store = store or GcsStore(pool.app_name)
+        self._orders: dict[str, Order] | None = None  # None until the store has been read
+        self._replicas: frozenset[str] = frozenset()
+        self._warming: set[asyncio.Task[None]] = set()
 
     async def status(self) -> PoolStatus:
         """Return what the pool offers, merged over its replicas; nothing while it has none."""
-        return merge(await self._ask("status"))
+        orders = await self._read()
+        status = merge(await self._ask("status", orders))
+        if orders and status.n_replicas:
+            await self._keep_up(status, orders)
+        return status
+
+    async def order(self, order: Order, keys: Sequence[str]) -> None:
+        """Load or unload models, and hold every replica to it from now on; returns when it is done.
+
+        Raises:
+            ServeError: a model cannot be loaded; the order stands all the same.
+        """
+        orders = await self._read()
+        orders.update(dict.fromkeys(keys, order))
+        await self._save(orders)
+        if not (answers := await self._ask("status", orders)):
+            raise PoolUnavailable("the order is noted, but the pool has no replica that answers", retry_after_s=1.0)
+        if order is Order.LOAD:
+            await asyncio.gather(*(self.warm(key, 1) for key in keys))
+        else:
+            await self._until_gone(frozenset(keys), answers)
+
+    async def warm(self, key: str, n_copies: int) -> None:
+        """Have a model in memory on the first `n_copies` of its replicas. Raises ServeError."""
+        # NOTE: the router finds a model's replicas by its multiplexed_model_id and the copy, as for requests.
+        method = self._pool.options(method_name="load", multiplexed_model_id=key)
+        outcomes = await asyncio.gather(*(method.remote(key, copy=copy) for copy in range(n_copies)))
+        for error in outcomes:
+            if isinstance(error, ServeError):
+                raise error
+
+    async def _until_gone(self, keys: frozenset[str], answers: Sequence[PoolStatus]) -> None:
+        """Wait until no replica holds any of these models: requests on board are answered first."""
+        while any(model.key in keys and model.size_bytes for status in answers for model in status.models):
+            await asyncio.sleep(0.05)
+            answers = await self._ask("status", self._orders)
+
+    async def _keep_up(self, status: PoolStatus, orders: dict[str, Order]) -> None:
+        """After replicas came or went: load what was ordered where it belongs now; forget models that are no more."""
+        offered = {model.key for model in status.models} | set(status.rejected)
+        if gone := orders.keys() - offered:
+            for key in gone:
+                del orders[key]
+            await self._save(orders)
+        if self._replicas != (now := frozenset(status.replicas)):
+            self._replicas = now
+            for key in [key for key, order in orders.items() if order is Order.LOAD]:
+                task = asyncio.create_task(self._warm_again(key))
+                self._warming.add(task)
+                task.add_done_callback(self._warming.discard)
+
+    async def _warm_again(self, key: str) -> None:
+        try:
+            await self.warm(key, 1)
+        except Exception:
+            logger.exception("model %s was ordered to be in memory, and could not be loaded", key)
+
+    async def _read(self) -> dict[str, Order]:
+        if self._orders is None:
+            saved = await asyncio.to_thread(self._store.load)
+            if self._orders is None:  # nobody was faster
+                self._orders = dict(saved)
+        return self._orders
+
+    async def _save(self, orders: dict[str, Order]) -> None:
+        await asyncio.to_thread(self._store.save, dict(orders))
 
     async def metrics(self) -> list[ReplicaMetrics]:
         """Return the metrics of every replica that answers in time."""
@@ -42,10 +121,10 @@ class Catalog:
         """Return what all replicas have counted, by `name:version`."""
         return merged(await self._ask("statistics"))
 
-    async def _ask(self, method: str) -> list[Any]:
+    async def _ask(self, method: str, *args: Any) -> list[Any]:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                answers = await self._pool.broadcast(method).results_async(return_exceptions=True)
+                answers = await self._pool.broadcast(method, *args).results_async(return_exceptions=True)
         except (TimeoutError, DeploymentUnavailableError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
@@ -54,17 +133,22 @@ class Catalog:
 def merge(statuses: Sequence[PoolStatus]) -> PoolStatus:
     """Merge what replicas say: each model in its furthest state, each refused entry once."""
     models: dict[str, ModelStatus] = {}
+    n_ready: dict[str, int] = {}
     rejected: dict[str, str] = {}
     for status in statuses:
         rejected.update(status.rejected)
         for model in status.models:
+            n_ready[model.key] = n_ready.get(model.key, 0) + model.n_ready
             best = models.get(model.key)
             if best is None or _PROGRESS.index(model.state) < _PROGRESS.index(best.state):
                 models[model.key] = model
     return PoolStatus(
-        models=tuple(models.values()),
+        models=tuple(replace(model, n_ready=n_ready[key]) for key, model in models.items()),
         rejected=rejected,
         n_replicas=len(statuses),
         resident_bytes=sum(s.resident_bytes for s in statuses),
         budget_bytes=sum(s.budget_bytes for s in statuses),
+        parked_bytes=sum(s.parked_bytes for s in statuses),
+        ram_bytes=sum(s.ram_bytes for s in statuses),
+        replicas=tuple(replica for s in statuses for replica in s.replicas),
     )

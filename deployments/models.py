@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engines import check_options, expected_signature
-from deployments.errors import ModelNotFound, ServeError
+from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.loaded import LoadedModel
 from deployments.residency import Loader, Residency
 from deployments.spec import ModelSpec, PoolConfig, parse_models
-from deployments.types import ModelState, ModelStatus, Signature
+from deployments.types import ModelState, ModelStatus, Order, Orders, Signature
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
+_UNLOADED = "unloaded"  # Triton's word for it
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class ModelTable:
         self._settings = PoolConfig()
         self._refused: dict[str, str] = {}  # by the configuration itself
         self._failed: dict[str, str] = {}  # found out while making a change ready
+        self._unloaded: frozenset[str] = frozenset()  # by order of an operator
 
     @property
     def rejected(self) -> Mapping[str, str]:
@@ -50,11 +52,28 @@ class ModelTable:
         return {**self._failed, **self._refused}
 
     def spec(self, key: str) -> ModelSpec:
-        """Return the configuration in force for `name:version`. Raises ModelNotFound."""
+        """Return the configuration in force for `name:version`. Raises ModelNotFound, ModelUnavailable."""
         entry = self._entries.get(key)
         if entry is None:
             raise ModelNotFound(f"model {key!r} is not in this pool")
+        if key in self._unloaded:
+            raise ModelUnavailable(f"model {key!r} was unloaded by an operator", reason=_UNLOADED)
         return entry.spec
+
+    def obey(self, orders: Orders) -> None:
+        """Hold models to what operators ordered: keep some in memory, take others out. Idempotent; never waits."""
+        self._residency.kept = frozenset(key for key, order in orders.items() if order is Order.LOAD)
+        unloaded = frozenset(key for key, order in orders.items() if order is Order.UNLOAD)
+        if unloaded == self._unloaded:
+            return
+        before, self._unloaded = self._unloaded, unloaded
+        for key in unloaded - before:
+            if (entry := self._entries.get(key)) is not None:
+                _stop(entry)
+                self._residency.retire(entry.spec)
+        for key in before - unloaded:
+            if (entry := self._entries.get(key)) is not None:
+                self._take_over(entry, entry.spec)
 
     def configure(self, user_config: Any) -> None:
         """Bring the table to what `user_config` says. Idempotent."""
@@ -99,7 +118,9 @@ class ModelTable:
             entry.removal = None
         if entry.pending is not None and entry.pending.digest == spec.digest:
             entry.pending = spec
-        elif entry.spec.digest == spec.digest:
+        elif entry.spec.digest == spec.digest or key in self._unloaded:
+            if entry.spec.digest != spec.digest:
+                entry.signature = expected_signature(spec)
             self._take_over(entry, spec)
         else:
             _stop(entry)
@@ -115,13 +136,13 @@ class ModelTable:
         slot = self._residency.peek(spec)
         if slot is not None:
             slot.spec = spec
-            slot.is_retired = False
+            slot.is_retired = spec.key in self._unloaded
             if slot.model is not None:
                 slot.model.adopt(spec)
         self._keep_pinned(entry)
 
     def _keep_pinned(self, entry: _Entry) -> None:
-        if entry.spec.pinned and entry.task is None:
+        if entry.spec.pinned and entry.task is None and entry.spec.key not in self._unloaded:
             entry.task = self._spawn(self._load_pinned(entry))
 
     async def _load_pinned(self, entry: _Entry) -> None:
@@ -176,17 +197,21 @@ class ModelTable:
         reason = self.rejected.get(key, "")
         if slot is not None and slot.error is not None:
             reason = str(slot.error.details.get("reason", slot.error.message))
+        state = slot.state if slot is not None else ModelState.UNLOADED
+        if key in self._unloaded:
+            state, reason = ModelState.UNAVAILABLE, _UNLOADED
         return ModelStatus(
             name=entry.spec.name,
             version=entry.spec.version,
             task=entry.spec.task,
             signature=entry.signature,
-            state=slot.state if slot is not None else ModelState.UNLOADED,
-            pinned=entry.spec.pinned,
+            state=state,
+            pinned=entry.spec.pinned and key not in self._unloaded,
             timeout_s=entry.spec.timeout_s,
             reason=reason,
             size_bytes=slot.size_bytes if slot is not None else 0,
             labels=entry.labels,
+            n_ready=1 if state is ModelState.READY else 0,
         )
 
     @staticmethod

@@ -5,19 +5,20 @@ Batches formed by our queue run through `serve.batch`, so that Serve's own batch
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
 
 from deployments.batching import RunBatch
 from deployments.engines import is_usable, set_threads
-from deployments.errors import EngineFailure
+from deployments.errors import EngineFailure, ServeError
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, Item, Outcome, PoolStatus
+from deployments.types import InferRequest, Item, Orders, Outcome, PoolStatus
 
 
 class Pool:
@@ -39,9 +40,18 @@ class Pool:
         """Answer requests for the model `name:version`, one outcome each; `copy` is read by the router only."""
         return await self._replica.infer_many(key, requests, backlog)
 
-    async def status(self) -> PoolStatus:
-        """Return what this replica offers."""
-        return self._replica.status()
+    async def load(self, key: str, copy: int = 0) -> ServeError | None:
+        """Have a model in memory; return why it cannot be. `copy` is read by the router only."""
+        try:
+            await self._replica.load(key)
+        except ServeError as exc:
+            return exc
+        return None
+
+    async def status(self, orders: Orders) -> PoolStatus:
+        """Return what this replica offers, after it has heard what operators ordered."""
+        self._replica.obey(orders)
+        return replace(self._replica.status(), replicas=(serve.get_replica_context().replica_tag,))
 
     async def metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics."""

@@ -17,7 +17,7 @@ from deployments.models import ModelTable
 from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Orders, Outcome, PoolStatus
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,15 @@ class PoolReplica:
         except ServeError as exc:
             return [exc for _ in requests]
         return list(await asyncio.gather(*(self._outcome(spec, request) for request in requests)))
+
+    async def load(self, key: str) -> None:
+        """Have a model in memory. Raises ServeError."""
+        async with self._residency.lease(self._table.spec(key)):
+            pass
+
+    def obey(self, orders: Orders) -> None:
+        """Hold models to what operators ordered over the API."""
+        self._table.obey(orders)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Return what this replica says of its models."""

@@ -76,6 +76,7 @@ class Residency(Generic[T]):
         self._loads = asyncio.Semaphore(max_loads)
         self._room = asyncio.Lock()  # one load at a time waits for room, so that a large one is not starved
         self._changed = asyncio.Event()
+        self.kept: frozenset[str] = frozenset()  # model keys that are evicted only if nobody else can be
 
     @property
     def used_bytes(self) -> int:

@@ -3,9 +3,14 @@
 `EndpointArgs` needs new ingress processes when it changes; `EndpointConfig` (the Ingress's user_config) never does.
 """
 
+from typing import Annotated
+
 from pydantic import Field
 
 from deployments.spec import Bytes, Strict
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+ModelRef = Annotated[str, Field(pattern=rf"^{_PART}(:{_PART})?$")]  # `name` or `name:version`
 
 
 class EndpointArgs(Strict):
@@ -24,6 +29,11 @@ class EndpointConfig(Strict):
     """`user_config` of the Ingress deployment."""
 
     pools: dict[str, PoolRef] = Field(default_factory=dict, description="pool applications by name")
+    aliases: dict[ModelRef, ModelRef] = Field(
+        default_factory=dict,
+        description="names (`prod`, or `bert:prod` as a version of bert) and the model each stands for; a moved one is "
+        "loaded and warm before the name moves",
+    )
     max_timeout_s: float = Field(default=60.0, gt=0, description="longest time a request may ask for")
     refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
     access_log: bool = Field(default=True, description="one log line a request")

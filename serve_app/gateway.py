@@ -7,12 +7,13 @@ Called by `http.py`, by gRPC and by `ingress.py` for Python callers; knows no pr
     → forward under the deadline → observers (shadows) → record
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from deployments.errors import InvalidInput, ServeError
+from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
@@ -20,14 +21,14 @@ from serve_app.context import Context
 from serve_app.forwarder import Forwarder
 from serve_app.policies import Answer, Policies, Work
 from serve_app.principals import ANONYMOUS
-from serve_app.protocols.types import Action, Models
+from serve_app.protocols.types import Action, Command, Models
 from serve_app.registry import Registry
 from serve_app.routing import Plan
 from serve_app.telemetry import IngressMetrics
 
 
 class Gateway:
-    """Answers requests. `gather` renders the metrics of all replicas of the endpoint and its pools."""
+    """Answers requests. `gather` renders the metrics of all replicas, `control` commands the pools."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Gateway:
         forwarder: Forwarder,
         metrics: IngressMetrics,
         gather: Callable[[], Awaitable[bytes]],
+        control: Callable[[Command], Awaitable[None]],
         policies: Policies | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
@@ -43,6 +45,7 @@ class Gateway:
         self._forwarder = forwarder
         self._metrics = metrics
         self._gather = gather
+        self._control = control
         self._policies = policies or Policies()
         self._clock = clock
         self._answer: Answer = self._forward
@@ -118,6 +121,20 @@ class Gateway:
         """Write a finished request down; every door calls this once a request, however it ended."""
         if self._policies.log is not None:
             self._policies.log.record(context)
+
+    async def control(self, command: Command) -> None:
+        """Load or unload models in their pools; returns when it is done.
+
+        Raises:
+            ServeError: a model could not be loaded, or not in time: it goes on loading then.
+        """
+        wait_s = self.config.max_timeout_s
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._control(command)
+        except TimeoutError:
+            message = f"{command.order} was ordered, but is not done after {wait_s:g} s; /v2/repository/index tells"
+            raise DeadlineExceeded(message, timeout_s=wait_s) from None
 
     async def metrics(self) -> bytes:
         """Return the metrics of all replicas in Prometheus' text format."""

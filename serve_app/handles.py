@@ -20,8 +20,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
 from deployments.metrics import ReplicaMetrics
-from deployments.types import Outcome, PoolStatus
-from serve_app.forwarder import Call
+from deployments.types import Order, Outcome, PoolStatus
+from serve_app.forwarder import Call, Target
 
 _MAX_HANDLES = 4096  # of model-specific handles kept; the oldest goes first
 _CONTROL_TIMEOUT_S = 2.0
@@ -62,6 +62,24 @@ class PoolHandles:
         status: PoolStatus = await self._ask_catalog(pool, "status")
         return status
 
+    async def order(self, pool: str, order: Order, keys: Sequence[str]) -> None:
+        """Have models loaded or unloaded, and wait until they are; the caller sets the deadline.
+
+        Raises:
+            ServeError: a model cannot be loaded, or the pool cannot be reached.
+        """
+        try:
+            await self._catalog(pool).order.remote(order, list(keys))
+        except Exception as exc:
+            raise _translate(exc, pool) from exc
+
+    async def warm(self, target: Target, n_copies: int) -> None:
+        """Have a model in memory on its first replicas, without any order that it stay there. Raises ServeError."""
+        try:
+            await self._catalog(target.pool).warm.remote(target.key, n_copies)
+        except Exception as exc:
+            raise _translate(exc, target.pool) from exc
+
     async def metrics(self, pool: str) -> list[tuple[str, ReplicaMetrics]]:
         """Return the metrics of a pool's replicas, none if it does not answer."""
         try:
@@ -71,15 +89,18 @@ class PoolHandles:
         return [(pool, replica) for replica in replicas]
 
     async def _ask_catalog(self, pool: str, method: str) -> Any:
-        if pool not in self._catalogs:
-            self._catalogs[pool] = serve.get_deployment_handle("Catalog", app_name=pool, _check_exists=False)
         try:
             async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-                return await getattr(self._catalogs[pool], method).remote()
+                return await getattr(self._catalog(pool), method).remote()
         except TimeoutError:
             raise PoolUnavailable(f"pool {pool!r} did not answer within {_CONTROL_TIMEOUT_S:g} s") from None
         except Exception as exc:
             raise _translate(exc, pool) from exc
+
+    def _catalog(self, pool: str) -> DeploymentHandle:
+        if pool not in self._catalogs:
+            self._catalogs[pool] = serve.get_deployment_handle("Catalog", app_name=pool, _check_exists=False)
+        return self._catalogs[pool]
 
     def _infer_many(self, pool: str, key: str) -> Any:
         method = self._models.get((pool, key))

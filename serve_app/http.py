@@ -20,7 +20,7 @@ from deployments.types import MONOTONIC, InferRequest, InferResult
 from serve_app.context import Context, Door
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
-from serve_app.protocols.types import Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.types import Command, Endpoint, Envelope, Models, RawRequest, Reply
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
@@ -41,6 +41,9 @@ class Gateway(Protocol):
 
     async def infer(self, request: InferRequest, context: Context) -> InferResult:
         """Answer one request. Raises ServeError."""
+
+    async def control(self, command: Command) -> None:
+        """Do something to models; returns when it is done. Raises ServeError."""
 
     async def metrics(self) -> bytes:
         """Return all metrics in Prometheus text."""
@@ -158,6 +161,9 @@ async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Con
         return render(await gateway.infer(request, context))
     if row.answer:
         return row.answer(raw, models)
+    if row.control:
+        await gateway.control(row.control(raw, models))
+        return Reply()
     return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
 
 

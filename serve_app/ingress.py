@@ -15,13 +15,14 @@ from deployments.spec import explain
 from deployments.types import InferRequest, InferResult
 from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.context import Context, Door
-from serve_app.forwarder import Forwarder
+from serve_app.forwarder import Forwarder, Target
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, sibling_metrics
 from serve_app.http import build_asgi
 from serve_app.middleware import ACCESS
 from serve_app.policies import Policies
 from serve_app.principals import CLUSTER
+from serve_app.protocols.types import Command
 from serve_app.registry import Registry
 from serve_app.telemetry import IngressMetrics, render
 
@@ -40,8 +41,9 @@ class Ingress:
         self._metrics = IngressMetrics()
         forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
         policies = Policies()  # each policy is made here; their order and shapes: policies.py
-        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics, policies)
+        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics, self._control, policies)
         self._refreshing: asyncio.Task[None] | None = None
+        self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_asgi(self._gateway, self._args.max_body_bytes)
@@ -56,7 +58,7 @@ class Ingress:
             return
         self._gateway.configure(config)
         ACCESS.disabled = not config.access_log
-        self._registry.configure(config.pools, {})
+        self._registry.configure(config.pools, {}, config.aliases)
         if self._refreshing is None:
             loop = asyncio.get_running_loop()
             self._refreshing = loop.create_task(self._refresh_forever(), context=contextvars.Context())
@@ -90,7 +92,29 @@ class Ingress:
     async def _refresh_forever(self) -> None:
         while True:
             await asyncio.gather(*(self._refresh(pool) for pool in self._registry.pools))
+            for target, n_copies in self._registry.moving():
+                if target.key not in self._warming:
+                    task = asyncio.create_task(self._warm(target, n_copies))
+                    self._warming[target.key] = task
             await asyncio.sleep(self._gateway.config.refresh_s)
+
+    async def _warm(self, target: Target, n_copies: int) -> None:
+        try:
+            await self._handles.warm(target, n_copies)
+        except ServeError as exc:
+            logger.warning("model %s is not warm, so no name moves to it yet: %s", target.key, exc.message)
+        finally:
+            self._warming.pop(target.key, None)
+
+    async def _control(self, command: Command) -> None:
+        """Send each pool its part of a command, then look what has become of it."""
+        keys: dict[str, list[str]] = {}
+        for model in command.models:
+            keys.setdefault(self._registry.target(model).pool, []).append(model.key)
+        try:
+            await asyncio.gather(*(self._handles.order(pool, command.order, keys[pool]) for pool in keys))
+        finally:
+            await asyncio.gather(*(self._refresh(pool) for pool in keys))
 
     async def _refresh(self, pool: str) -> None:
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from deployments.errors import ModelNotFound, ModelUnavailable, PoolUnavailable
 from deployments.types import ModelState, ModelStatus, PoolStatus, model_key
+from serve_app.aliases import Aliases, Rank
 from serve_app.config import PoolRef
 from serve_app.forwarder import Target
 from serve_app.protocols.types import Readiness
@@ -30,14 +31,23 @@ class Registry:
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
         self._targets: dict[str, Target] = {}
+        self.aliases: Aliases[str] = Aliases(lambda target: (target,))
+        self._newest: Aliases[str] = Aliases(lambda target: (target,))  # what a name without a version stands for
 
-    def configure(self, pools: Mapping[str, PoolRef], refused: Mapping[str, str]) -> None:
-        """Say which pools there are; what is known of those that stay is kept."""
+    def configure(
+        self, pools: Mapping[str, PoolRef], refused: Mapping[str, str], aliases: Mapping[str, str] | None = None
+    ) -> None:
+        """Say which pools and aliases there are; what is known of those that stay is kept.
+
+        Without `aliases` (the configuration was refused) they stay as they are.
+        """
         self._pools = {
             name: _Pool(ref, old.status, old.problem) if (old := self._pools.get(name)) else _Pool(ref)
             for name, ref in pools.items()
         }
         self._refused = refused
+        if aliases is not None:
+            self.aliases.configure(aliases)
         self._index()
 
     @property
@@ -59,7 +69,7 @@ class Registry:
             self._index()
 
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
-        """Return the model a request means; without a version, its newest one that can serve.
+        """Return the model a request means: an alias's, or without a version its newest one that can serve.
 
         Raises:
             ModelNotFound: no pool has it.
@@ -68,15 +78,25 @@ class Registry:
         """
         if version is None and ":" in name:
             name, _, version = name.partition(":")
-        versions = self._versions.get(name)
-        if versions is None:
-            raise self._missing(name, version)
-        if version is None:
-            servable = [v for v in versions.values() if v.is_servable]
-            return (servable or list(versions.values()))[-1]
-        if version not in versions:
-            raise self._missing(name, version)
-        return versions[version]
+        asked = name if version is None else model_key(name, version)
+        if version is None or version not in self._versions.get(name, {}):  # an alias never hides a real version
+            target = self.aliases.get(asked)
+            if target is not None:
+                name, _, version = target.partition(":")
+        model = self._find(name, version or None)
+        if model is None:
+            raise self._missing(name, version or None)
+        return model
+
+    def moving(self) -> tuple[tuple[Target, int], ...]:
+        """Return the models to be warmed, because a name is about to move to them, and on how many replicas."""
+        moving = [*self.aliases.moving().values(), *self._newest.moving().values()]
+        found = [(self._find_ref(new), self._find_ref(old)) for old, new in moving]
+        return tuple(
+            (self._targets[new.key], max(old.n_ready if old else 0, 1))
+            for new, old in found
+            if new is not None and new.is_servable
+        )
 
     def target(self, model: ModelStatus) -> Target:
         """Return where a resolved model's requests go."""
@@ -101,7 +121,21 @@ class Registry:
                 rejected.update({f"{name}/{key}": reason for key, reason in pool.status.rejected.items()})
             if pool.ref.required:
                 waiting.update(_waiting(name, pool))
-        return Readiness(is_ready=not waiting, waiting=waiting, rejected=rejected)
+        is_ready = not waiting
+        for alias, (old, new) in self.aliases.moving().items():
+            model = self._find_ref(new)
+            why = f"{model.state.value} {model.reason}".rstrip() if model else "there is no such model"
+            waiting[f"alias {alias}"] = f"stands for {old}, is going to stand for {new}: {why}"
+        return Readiness(is_ready, waiting, rejected, dict(self.aliases.current))
+
+    def _find(self, name: str, version: str | None) -> ModelStatus | None:
+        if version is None:
+            _, _, version = (self._newest.get(name) or "").partition(":")
+        return self._versions.get(name, {}).get(version)
+
+    def _find_ref(self, ref: str) -> ModelStatus | None:
+        name, _, version = ref.partition(":")
+        return self._find(name, version or None)
 
     def _missing(self, name: str, version: str | None) -> Exception:
         for pool in self._pools.values():
@@ -129,6 +163,21 @@ class Registry:
                 targets[model.key] = Target(pool_name, model.key, n_replicas, is_everywhere=model.pinned)
         self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
         self._targets = targets
+        self._newest.configure({name: _newest(found) for name, found in self._versions.items()})
+        self._newest.settle(self._rank)
+        self.aliases.settle(self._rank)
+
+    def _rank(self, ref: str) -> Rank:
+        model = self._find_ref(ref)
+        if model is None or not model.is_servable:
+            return Rank.NOT
+        return Rank.WARM if model.state is ModelState.READY else Rank.COLD
+
+
+def _newest(versions: Mapping[str, ModelStatus]) -> str:
+    """Return the key of the newest version that can serve, else of the newest."""
+    servable = [model for model in versions.values() if model.is_servable]
+    return (servable or list(versions.values()))[-1].key
 
 
 def natural(version: str) -> list[tuple[int, int, str]]:

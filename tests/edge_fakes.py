@@ -23,7 +23,7 @@ from deployments.types import (
 )
 from serve_app.context import Context
 from serve_app.principals import ANONYMOUS
-from serve_app.protocols.types import Action, Models, Readiness
+from serve_app.protocols.types import Action, Command, Models, Readiness
 
 DIM = 4
 MAX_BODY_BYTES = 100_000
@@ -103,6 +103,7 @@ class FakeGateway:
     def __init__(self) -> None:
         self.models = FakeModels()
         self.requests: list[InferRequest] = []
+        self.commands: list[Command] = []
         self.observed: list[tuple[str, str, int]] = []
         self.recorded: list[Context] = []
         self.error: Exception | None = None
@@ -131,6 +132,11 @@ class FakeGateway:
         result = InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
         context.answered(result)
         return result
+
+    async def control(self, command: Command) -> None:
+        if self.error:
+            raise self.error
+        self.commands.append(command)
 
     async def metrics(self) -> bytes:
         return b"# TYPE up gauge\nup 1\n"

@@ -1,18 +1,29 @@
 """Gateway: deadlines, and what is counted."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
-from deployments.types import InferRequest, InferResult, ModelState, ModelStatus, Outcome, PoolStatus, Signature, Task
+from deployments.types import (
+    InferRequest,
+    InferResult,
+    ModelState,
+    ModelStatus,
+    Order,
+    Outcome,
+    PoolStatus,
+    Signature,
+    Task,
+)
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context
 from serve_app.forwarder import Call, Forwarder
 from serve_app.gateway import Gateway
 from serve_app.principals import ANONYMOUS, CLUSTER, NOBODY, Principal, Scope
-from serve_app.protocols.types import Action
+from serve_app.protocols.types import Action, Command
 from serve_app.registry import Registry
 from serve_app.telemetry import IngressMetrics, render
 
@@ -21,12 +32,14 @@ class Case:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.answer: Outcome | None = None
+        self.commands: list[Command] = []
+        self.control_s = 0.0
         registry = Registry()
         registry.configure({"p": PoolRef()}, {})
         status = ModelStatus("m", "1", Task.TENSOR, Signature((), ()), ModelState.READY, True, timeout_s=30.0)
         registry.update("p", PoolStatus((status,), {}, 1))
         self.metrics = IngressMetrics()
-        self.gateway = Gateway(registry, Forwarder(self.send), self.metrics, self.gather)
+        self.gateway = Gateway(registry, Forwarder(self.send), self.metrics, self.gather, self.control)
 
     async def send(self, call: Call) -> Sequence[Outcome]:
         self.calls.append(call)
@@ -40,6 +53,10 @@ class Case:
     ) -> InferResult:
         self.context = Context(principal=principal)
         return await self.gateway.infer(request(model, timeout_s), self.context)
+
+    async def control(self, command: Command) -> None:
+        await asyncio.sleep(self.control_s)
+        self.commands.append(command)
 
     def count(self, name: str, **labels: str) -> float:
         samples = [s for metric in self.metrics.collect() for s in metric.samples if s.name == name]
@@ -76,6 +93,17 @@ async def test_outcomes_are_counted_by_model_and_code() -> None:
         await case.infer()
     assert case.count("model_endpoint_requests_total", model="m", code="ok") == 1
     assert case.count("model_endpoint_requests_total", code="deadline_exceeded") == 1
+
+
+async def test_a_command_is_passed_on_and_has_a_deadline() -> None:
+    case = Case()
+    command = Command(Order.LOAD, (case.gateway.models.resolve("m"),))
+    await case.gateway.control(command)
+    assert case.commands == [command]
+    case.gateway.configure(EndpointConfig(max_timeout_s=0.01))
+    case.control_s = 10.0
+    with pytest.raises(DeadlineExceeded, match=r"load was ordered, but is not done after 0\.01 s"):
+        await case.gateway.control(command)
 
 
 async def test_an_unknown_model_makes_no_new_metric() -> None:

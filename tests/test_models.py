@@ -13,7 +13,7 @@ from deployments.models import ModelTable
 from deployments.residency import Residency
 from deployments.spec import ModelSpec
 from deployments.turns import Turns
-from deployments.types import ModelState, Signature
+from deployments.types import ModelState, Order, Signature
 
 
 class FakeEngine:
@@ -204,3 +204,51 @@ async def test_closing_stops_everything() -> None:
     await settle()
     await case.table.aclose()
     assert case.loader.unloads == ["a:1 /v1"]
+
+
+async def test_an_unloaded_model_leaves_memory_and_is_refused_until_it_is_loaded() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True), entry("b"))
+    await settle()
+    case.table.obey({"a:1": Order.UNLOAD})
+    await settle()
+    assert case.loader.unloads == ["a:1 /v1"]
+    [a, b] = case.table.statuses()
+    assert (a.state, a.reason, a.pinned) == (ModelState.UNAVAILABLE, "unloaded", False)
+    assert b.state is ModelState.UNLOADED
+    with pytest.raises(ModelUnavailable, match="unloaded by an operator"):
+        await case.use("a:1")
+    case.apply(entry("a", pinned=True), entry("b"))  # Serve calls it again and again
+    await settle()
+    assert case.states()["a:1"] is ModelState.UNAVAILABLE
+    case.table.obey({"a:1": Order.LOAD})
+    await settle()
+    assert case.states()["a:1"] is ModelState.READY
+    assert await case.use("a:1") == "/v1"
+
+
+async def test_an_unload_lets_the_request_on_board_finish_and_a_load_may_come_meanwhile() -> None:
+    case = Case()
+    case.apply(entry("a"))
+    async with case.residency.lease(case.table.spec("a:1")):
+        case.table.obey({"a:1": Order.UNLOAD})
+        await settle()
+        assert case.loader.unloads == []
+        case.table.obey({})
+    await settle()
+    assert case.loader.unloads == []
+    assert await case.use("a:1") == "/v1"
+
+
+async def test_a_change_of_an_unloaded_model_waits_for_its_load() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    case.table.obey({"a:1": Order.UNLOAD})
+    await settle()
+    case.apply(entry("a", "/v2", pinned=True))
+    await settle()
+    assert case.loader.loads == ["a:1 /v1"]
+    case.table.obey({})
+    await settle()
+    assert await case.use("a:1") == "/v2"

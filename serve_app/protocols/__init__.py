@@ -1,12 +1,12 @@
 """The table of all routes. A new endpoint is a codec file beside this one that ends in its rows, `ROWS`, named here.
 
 Read by `serve_app.http`, which serves them, and by `openapi`, which describes them. A row with neither `parse` nor
-`answer` is answered by the gateway: `/metrics` alone. A path with a trailing slash is the same path.
+`answer` nor `control` is answered by the gateway: `/metrics` alone. A path with a trailing slash is the same path.
 """
 
 from functools import cache
 
-from serve_app.protocols import native, openai, service, v2, v2_metadata
+from serve_app.protocols import native, openai, service, v2, v2_metadata, v2_repository
 from serve_app.protocols.json_body import dump
 from serve_app.protocols.openapi import document
 from serve_app.protocols.types import Action, Dialect, Endpoint, Envelope, Models, RawRequest, Reply
@@ -32,6 +32,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *openai.ROWS,
     *v2.ROWS,
     *v2_metadata.ROWS,
+    *v2_repository.ROWS,
     *service.ROWS,
     _OPENAPI,
 )

@@ -64,7 +64,7 @@ def _operation(row: Endpoint, path: str) -> dict[str, Any]:
     if names:
         operation["parameters"] = [_parameter(name) for name in names]
     if row.request:
-        operation["requestBody"] = {"required": True, "content": {JSON: _content(row.request)}}
+        operation["requestBody"] = {"required": row.parse is not None, "content": {JSON: _content(row.request)}}
     return operation
 
 
@@ -81,7 +81,7 @@ def _content(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _responses(row: Endpoint, path: str) -> dict[str, Any]:
-    content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA[path]: {}}
+    content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA.get(path, JSON): {}}
     texts = _INFER_ERRORS if row.action is Action.INFER else _READ_ERRORS
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
     for status, text in texts.items():

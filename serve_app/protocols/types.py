@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from pydantic import BaseModel
 
 from deployments.errors import ServeError
-from deployments.types import InferRequest, InferResult, ModelStatus
+from deployments.types import InferRequest, InferResult, ModelStatus, Order
 
 JSON = "application/json"
 
@@ -39,11 +39,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether the endpoint is ready, and what it waits for or refused: reasons by `pool` or `name:version`."""
+    """Whether the endpoint is ready, and what it waits for or refused: reasons by pool, `name:version` or alias."""
 
     is_ready: bool
     waiting: Mapping[str, str] = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)  # names, and the model each stands for now
 
 
 class Models(Protocol):
@@ -62,9 +63,18 @@ class Models(Protocol):
         """Return whether all pinned models of all required pools are ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something to be done to models, not asked of them."""
+
+    order: Order
+    models: tuple[ModelStatus, ...]
+
+
 Render: TypeAlias = Callable[[InferResult], Reply]
 Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render]]
 Answer: TypeAlias = Callable[[RawRequest, Models], Reply]
+Control: TypeAlias = Callable[[RawRequest, Models], Command]  # answered with an empty body once it is done
 Envelope: TypeAlias = Callable[[ServeError, str], bytes]  # (error, request id) -> JSON body
 
 
@@ -90,7 +100,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of the route table: either `parse` (an inference) or `answer` (read from the registry).
+    """One row of the route table: `parse` (an inference), `answer` (read from the registry) or `control` (do).
 
     `path` is a Starlette path. `request` and `response` are the pydantic models the OpenAPI document shows.
     """
@@ -102,6 +112,7 @@ class Endpoint:
     dialect: Dialect
     parse: Parse | None = None
     answer: Answer | None = None
+    control: Control | None = None
     request: type[BaseModel] | None = None
     response: type[BaseModel] | None = None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve_app.validation.aliases import check_aliases
 from serve_app.validation.applications import check_apps, read_apps
 from serve_app.validation.capacity import check_capacity
 from serve_app.validation.document import Document, parse, read
@@ -72,5 +73,6 @@ def _problems(data: Mapping[str, Any], scope: Scope) -> Iterator[Problem]:
     yield from check_host(data, is_exposed=scope.is_exposed)
     apps = read_apps(data)
     yield from check_apps(apps)
+    yield from check_aliases(apps)
     limit = message_limit_bytes(data, scope.environ)
     yield from check_capacity(apps, limit, reads_files=scope.reads_files, hashes_files=scope.hashes_files)

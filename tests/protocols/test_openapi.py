@@ -51,6 +51,9 @@ async def test_examples_run(client: httpx.AsyncClient, row: Endpoint) -> None:
         path = path.replace(f"{{{parameter['name']}}}", parameter["example"])
     response = await client.post(path, json=operation["requestBody"]["content"]["application/json"]["example"])
     assert response.status_code == 200, response.text
+    if row.control:
+        assert response.content == b""
+        return
     assert row.response
     assert row.response.model_validate_json(response.content, strict=False)
 
@@ -60,7 +63,7 @@ async def test_examples_run(client: httpx.AsyncClient, row: Endpoint) -> None:
 )
 async def test_answers_are_what_the_document_says(client: httpx.AsyncClient, row: Endpoint) -> None:
     path = re.sub(r"\{(\w+)(:path)?\}", lambda match: {"version": "1"}.get(match[1], "minilm"), row.path)
-    response = await client.get(path)
+    response = await client.request(row.method, path)
     assert response.status_code == 200
     assert row.response
     assert row.response.model_validate_json(response.content, strict=False)

@@ -1,0 +1,60 @@
+"""Names that stand for a model version, and move warm-then-flip: the new version is in memory before the name moves.
+
+The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that would be
+no step back: a version that answers at once is not left for one that has to load, one that can load is not left for
+one that cannot. Until then the target is `wanted`, and the ingress has it warmed. Moving back is the same step, and
+takes effect at once while the old version is still in memory. Pure; owned by `registry.py`.
+
+A target is anything whose model keys `keys_of` can tell: today one `name:version` (or `name`, its newest version).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+Target = TypeVar("Target")
+
+
+class Rank(IntEnum):
+    """How well a target can answer."""
+
+    NOT = 0
+    COLD = 1  # after a load
+    WARM = 2
+
+
+class Aliases(Generic[Target]):
+    """What names are meant to stand for, and what they stand for now."""
+
+    def __init__(self, keys_of: Callable[[Target], Sequence[str]]) -> None:
+        self._keys_of = keys_of
+        self._meant: dict[str, Target] = {}
+        self._current: dict[str, Target] = {}
+
+    def configure(self, meant: Mapping[str, Target]) -> None:
+        """Say what the names are meant to stand for; a new name stands for it at once."""
+        self._meant = dict(meant)
+        self._current = {name: self._current.get(name, target) for name, target in meant.items()}
+
+    def settle(self, rank: Callable[[str], Rank]) -> None:
+        """Move every name whose target answers no worse than what it stands for; `rank` judges a model key."""
+        for name, target in self._meant.items():
+            if self._rank(target, rank) >= self._rank(self._current[name], rank):
+                self._current[name] = target
+
+    def get(self, name: str) -> Target | None:
+        """Return what a name stands for now."""
+        return self._current.get(name)
+
+    @property
+    def current(self) -> Mapping[str, Target]:
+        """What every name stands for now."""
+        return self._current
+
+    def moving(self) -> dict[str, tuple[Target, Target]]:
+        """Return the names that have not moved yet: what they stand for, and what they are meant to."""
+        pairs = {name: (self._current[name], target) for name, target in self._meant.items()}
+        return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+    def _rank(self, target: Target, rank: Callable[[str], Rank]) -> Rank:
+        return min((rank(key) for key in self._keys_of(target)), default=Rank.NOT)

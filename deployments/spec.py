@@ -96,6 +96,9 @@ class ModelSpec(Strict):
     max_tokens: int | None = Field(
         default=None, ge=1, description="tokens an input may have; default: the model's own limit"
     )
+    packing: bool = Field(
+        default=True, description="run the texts of a batch without padding, where the architecture gives equal answers"
+    )
     truncation: bool = Field(default=False, description="cut longer inputs instead of refusing them with 400")
     batch: BatchLimits = BatchLimits()
     timeout_s: float = Field(

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from transformers import AutoModelForMaskedLM
 
-from deployments.engines.base import unavailable
 from deployments.engines.classes import softmax
 from deployments.engines.options import FillMaskOptions
 from deployments.engines.params import TextParams, parse_params
@@ -31,11 +29,10 @@ class FillMask(TextEngine):
     """Any masked language model."""
 
     auto_class = AutoModelForMaskedLM
+    reads = "mask"
 
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
         super().__init__(path, spec, device)
-        if self._tokenizer.tokenizer.mask_token_id is None:
-            raise unavailable(spec, "its tokenizer has no mask token; the model was not made for fill-mask")
         self._mask_id: int = self._tokenizer.tokenizer.mask_token_id
         self._options = FillMaskOptions.model_validate(spec.options)
 
@@ -74,7 +71,5 @@ class FillMask(TextEngine):
         """Run once on a mask alone."""
         self.run([self._item(Tokens([self._mask_id], [0]))])
 
-    def _rows(self, output: Any, batch: dict[str, torch.Tensor], items: Sequence[Item]) -> Sequence[Any]:
-        # The vocabulary's logits at every other position would be most of the memory, and of no use.
-        at_mask = output.logits[batch["input_ids"] == self._mask_id].float().cpu().numpy()
-        return [(item.data, row) for item, row in zip(items, at_mask, strict=True)]
+    def _outputs(self, values: torch.Tensor, items: Sequence[Item]) -> Sequence[tuple[Tokens, Array]]:
+        return [(item.data, row) for item, row in zip(items, values.cpu().numpy(), strict=True)]

@@ -33,6 +33,8 @@ class SentenceEmbedding(TextEngine):
     """Any encoder whose `last_hidden_state` is pooled to one vector a text."""
 
     auto_class: ClassVar[Any] = AutoModel
+    reads = "tokens"
+    field = "last_hidden_state"
     may_lack = "pooler"  # a head for another purpose: pooling here reads the token vectors
 
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
@@ -63,9 +65,9 @@ class SentenceEmbedding(TextEngine):
             texts = [text.lower() for text in texts]
         return self._items(self._tokenizer.encode(texts, name, truncate=self._truncates(params)))
 
-    def _rows(self, output: Any, batch: dict[str, torch.Tensor], items: Sequence[Item]) -> Sequence[Any]:
-        pooled = self._pool(output.last_hidden_state.float(), batch["attention_mask"])
-        return list(pooled.cpu().numpy())
+    def _outputs(self, values: torch.Tensor, items: Sequence[Item]) -> Sequence[Array]:
+        lengths = torch.tensor([item.cost for item in items], device=values.device)
+        return list(self._pool(values, lengths).cpu().numpy())
 
     def _with_size(self, signature: Signature) -> Signature:
         (output,) = signature.outputs
@@ -77,25 +79,23 @@ def unit(vectors: Array) -> Array:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
-def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+def _mean(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.segment_reduce(hidden, "mean", lengths=lengths)
 
 
-def _cls(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return hidden[:, 0]
+def _max(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.segment_reduce(hidden, "max", lengths=lengths)
 
 
-def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+def _cls(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return hidden[lengths.cumsum(0) - lengths]
 
 
-def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    return hidden[rows, mask.sum(1) - 1]
+def _last(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return hidden[lengths.cumsum(0) - 1]
 
 
-# (rows, tokens, d) and the mask (rows, tokens), padded on the right, to (rows, d)
+# The tokens of all texts (tokens, d), and how many each text has, to (texts, d).
 _POOL: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": _mean,
     "cls": _cls,

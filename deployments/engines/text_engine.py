@@ -1,6 +1,6 @@
 """What every engine over tokenised text shares. A family says which model class, which parameters, what leaves `run`.
 
-request -> prepare: texts -> tokens -> items -> run: padded tensors -> model -> rows -> finish: named tensors
+request -> prepare: texts -> tokens -> items -> run: packed tensors -> model -> outputs -> finish: named tensors
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from deployments.engines import expected_signature
+from deployments.engines.base import unavailable
 from deployments.engines.loading import free_device, load_model, module_bytes
+from deployments.engines.packed import forward_for
+from deployments.engines.padded import Reads
 from deployments.engines.params import TextParams
 from deployments.engines.tokens import Encoding, TextTokenizer, Tokens
 from deployments.spec import ModelSpec
@@ -22,6 +25,8 @@ class TextEngine:
 
     auto_class: ClassVar[Any]
     may_lack: ClassVar[str | None] = None  # a part whose weights the family does not use
+    reads: ClassVar[Reads] = "text"
+    field: ClassVar[str] = "logits"  # of the model's output
 
     def __init__(self, path: Path, spec: ModelSpec, device: str, max_tokens: int | None = None) -> None:
         self.signature = expected_signature(spec)
@@ -30,12 +35,15 @@ class TextEngine:
         self._device = device
         self._model = load_model(self.auto_class, path, spec, device, self.may_lack)
         self._tokenizer = TextTokenizer(path, spec, self._model, max_tokens)
+        if self.reads == "mask" and self._tokenizer.tokenizer.mask_token_id is None:
+            raise unavailable(spec, f"its tokenizer has no mask token; the model was not made for {spec.task.value}")
+        self._forward = forward_for(self._model, self._tokenizer, spec, device, self.reads, self.field)
+        self.is_packed = self._forward.is_packed
 
     def run(self, items: Sequence[Item]) -> Sequence[Any]:
-        """Run texts together, padded on the right; return one output a text."""
-        batch = self._tokenizer.pad([item.data for item in items], self._device)
+        """Run texts together; return one output a text."""
         with torch.inference_mode():
-            return self._rows(self._model(**batch), batch, items)
+            return self._outputs(self._forward([item.data for item in items]).float(), items)
 
     def size_bytes(self) -> int:
         """Bytes of parameters and buffers."""
@@ -48,11 +56,12 @@ class TextEngine:
     def close(self) -> None:
         """Let go of the weights."""
         self._model = None
+        del self._forward
         free_device(self._device)
 
-    def _rows(self, output: Any, batch: dict[str, torch.Tensor], items: Sequence[Item]) -> Sequence[Any]:
-        """Turn the model's output into one output a row; by default its logits, FP32."""
-        return list(output.logits.float().cpu().numpy())
+    def _outputs(self, values: torch.Tensor, items: Sequence[Item]) -> Sequence[Any]:
+        """Turn what the family reads, FP32, into one output a text; by default its row."""
+        return list(values.cpu().numpy())
 
     def _truncates(self, params: TextParams) -> bool:
         return params.truncate or self._spec.truncation

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class TokenClassification(TextEngine):
     """Any token classification model."""
 
     auto_class = AutoModelForTokenClassification
+    reads = "tokens"
 
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
         super().__init__(path, spec, device)
@@ -61,9 +62,9 @@ class TokenClassification(TextEngine):
         found = [json.dumps(self._entities(tagged, logits), ensure_ascii=False) for tagged, logits in outputs]
         return {"entities": text_array(found)}
 
-    def _rows(self, output: Any, batch: dict[str, torch.Tensor], items: Sequence[Item]) -> Sequence[Any]:
-        logits = output.logits.float().cpu().numpy()
-        return [(item.data, row[: len(item.data.ids)]) for item, row in zip(items, logits, strict=True)]
+    def _outputs(self, values: torch.Tensor, items: Sequence[Item]) -> Sequence[tuple[Tagged, Array]]:
+        ends = np.cumsum([item.cost for item in items])
+        return [(i.data, logits) for i, logits in zip(items, np.split(values.cpu().numpy(), ends[:-1]), strict=True)]
 
     def _entities(self, tagged: Tagged, logits: Array) -> list[dict[str, JsonValue]]:
         scores = softmax(logits)

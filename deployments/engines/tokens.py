@@ -1,6 +1,6 @@
-"""Text to token ids and ids to padded tensors, within the model's limit. Called by `TextEngine`.
+"""Text to token ids and ids to padded or packed tensors, within the model's limit. Called by `TextEngine`.
 
-Tokenising belongs to the pool's text thread and padding to its device thread; they share no state.
+Tokenising belongs to the pool's text thread, padding and packing to its device thread; they share no state.
 """
 
 from collections.abc import Sequence
@@ -95,6 +95,16 @@ class TextTokenizer:
             batch["token_type_ids"] = [row.type_ids + [pad] * (width - len(row.ids)) for row in rows]
         return {name: torch.tensor(ids, dtype=torch.int64, device=device) for name, ids in batch.items()}
 
+    def pack(self, rows: Sequence[Tokens], first_position: int, device: str) -> dict[str, torch.Tensor]:
+        """Return the tensors a model takes for all rows in one sequence, each (1, all tokens), INT64."""
+        batch = {
+            "input_ids": [i for row in rows for i in row.ids],
+            "position_ids": [i for row in rows for i in range(first_position, first_position + len(row.ids))],
+        }
+        if self._has_type_ids:
+            batch["token_type_ids"] = [i for row in rows for i in row.type_ids]
+        return {name: torch.tensor([ids], dtype=torch.int64, device=device) for name, ids in batch.items()}
+
     def _call(self, texts: Sequence[str], pairs: Sequence[str] | None, cut: Cut | Literal[False]) -> list[Encoding]:
         max_length = self.limit if cut else None
         second = None if pairs is None else list(pairs)
@@ -117,12 +127,22 @@ def token_limit(*limits: int | None) -> int:
 
 
 def position_limit(model: Any) -> int | None:
-    """Return how many tokens the model's positions can tell apart.
-
-    RoBERTa and its kin count positions from the padding index on, and so lose some of their table.
-    """
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
+    """Return how many tokens the model's positions can tell apart."""
+    table = _padded_positions(model)
+    if table is not None:
+        return table.num_embeddings - first_position(model)
     limit = getattr(model.config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None  # relative positions: -1, or nothing
+
+
+def first_position(model: Any) -> int:
+    """Return the position of a text's first token; RoBERTa and its kin count from the padding index on."""
+    table = _padded_positions(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def _padded_positions(model: Any) -> nn.Embedding | None:
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module
+    return None

@@ -1,0 +1,169 @@
+"""Texts of a batch run as one sequence without padding: attention stays inside each text, positions start anew.
+
+`forward_for` gives `TextEngine` this or, where an architecture would answer otherwise, `PaddedModel`: it tries both on
+a few made-up texts when a model is loaded, so no list of architectures has to be kept.
+"""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from deployments.engines.padded import PaddedModel, Reads
+from deployments.engines.tokens import TextTokenizer, Tokens, first_position
+from deployments.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+Segment: TypeAlias = tuple[int, int, int]  # texts of equal length side by side: first token, texts, tokens of each
+
+_ATTENTION = "packed"
+_TRIAL_LENGTHS = (9, 2, 24, 9)
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest answer, or of 1
+_UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux")  # kinds of attention that `attend` cannot do
+
+
+class PackedModel:
+    """A model behind packed batches; it changes the model's attention until `undo` is called."""
+
+    is_packed = True
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer, device: str, reads: Reads, field: str) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+        self._reads = reads
+        self._field = field  # of the model's output
+        self._first_position = first_position(model)
+        self._kept = torch.empty(0)  # tokens of this batch that go on from the layers to the head
+        layers = _layers(model)
+        self._usual: str = model.config._attn_implementation
+        model.set_attn_implementation(_ATTENTION)
+        self._hook = None if reads == "tokens" else layers.register_forward_hook(self._narrow)
+
+    def __call__(self, rows: Sequence[Tokens]) -> torch.Tensor:
+        """Return (texts, x), or (all tokens, x) in the order of the rows where the family reads tokens."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        lengths = [len(rows[i].ids) for i in order]
+        batch = self._tokenizer.pack([rows[i] for i in order], self._first_position, self._device)
+        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        if self._reads == "text":
+            self._kept = starts.to(self._device)
+        elif self._reads == "mask":
+            self._kept = (batch["input_ids"][0] == self._tokenizer.tokenizer.mask_token_id).nonzero()[:, 0]
+        values: torch.Tensor = self._model(**batch, segments=segments(lengths))[self._field]
+        back = torch.tensor(order).argsort().tolist()
+        if self._reads == "tokens":
+            spans = [torch.arange(lengths[i]) + starts[i] for i in back]
+            return values[0, torch.cat(spans).to(self._device)]
+        return values.flatten(0, -2)[back]
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._model.set_attn_implementation(self._usual)
+
+    def _narrow(self, layers: nn.Module, args: Any, output: Any) -> Any:
+        """Hand on, from each text, only the token that the head reads, as a batch of texts of one token."""
+        output.last_hidden_state = output.last_hidden_state[0, self._kept].unsqueeze(1)
+        return output
+
+
+def forward_for(
+    model: Any, tokenizer: TextTokenizer, spec: ModelSpec, device: str, reads: Reads, field: str
+) -> PaddedModel | PackedModel:
+    """Return the packed way through `model` if its answers are those of each text alone, else the padded one."""
+    padded = PaddedModel(model, tokenizer, device, reads, field)
+    if not spec.packing or model.config.is_encoder_decoder:
+        return padded
+    rows = _trial(model, tokenizer, reads)
+    packed: PackedModel | None = None
+    try:
+        with torch.inference_mode():
+            alone = torch.cat([padded([row]) for row in rows])
+            packed = PackedModel(model, tokenizer, device, reads, field)
+            if _is_equal(alone, packed(rows)):
+                return packed
+        reason = "packed, its answers differ"
+    except Exception as exc:
+        # Whatever a strange architecture raises here: it has a way that works.
+        reason = f"{type(exc).__name__}: {exc}"[:200]
+    if packed is not None:
+        packed.undo()
+    logger.info("model %s runs padded: %s", spec.key, reason)
+    return padded
+
+
+def segments(lengths: Sequence[int]) -> list[Segment]:
+    """Return the runs of equal lengths in a packed sequence."""
+    found: list[Segment] = []
+    start = 0
+    for length in lengths:
+        if found and found[-1][2] == length:
+            first, n_texts, _ = found[-1]
+            found[-1] = (first, n_texts + 1, length)
+        else:
+            found.append((start, 1, length))
+        start += length
+    return found
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: Sequence[Segment],
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each text of a packed sequence: (1, heads, tokens, d) to (1, tokens, heads, d).
+
+    Registered with transformers, which calls it in every attention layer.
+    """
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown or attention_mask is not None or getattr(module, "is_causal", False):
+        raise ValueError(f"this attention cannot be packed {unknown}")
+    attended = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
+    for start, n_texts, length in segments:
+        part = slice(start, start + n_texts * length)
+        q, k, v = (x[0, :, part].view(x.shape[1], n_texts, length, -1).transpose(0, 1) for x in (query, key, value))
+        found = scaled_dot_product_attention(q, k, v, scale=scaling)  # (texts, heads, tokens, d)
+        attended[part] = found.transpose(1, 2).flatten(0, 1)
+    return attended.unsqueeze(0), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend)
+
+
+def _layers(model: Any) -> nn.Module:
+    """Return the module that runs the layers one after the other."""
+    return next(m for m in model.modules() if any(isinstance(child, nn.ModuleList) for child in m.children()))
+
+
+def _trial(model: Any, tokenizer: TextTokenizer, reads: Reads) -> list[Tokens]:
+    """Return texts of several lengths, made up of ordinary tokens."""
+    chance = random.Random(0)  # noqa: S311 - nothing secret
+    special = set(tokenizer.tokenizer.all_special_ids)
+    ordinary = [i for i in range(model.get_input_embeddings().num_embeddings) if i not in special]
+    lengths = [min(length, tokenizer.limit) for length in _TRIAL_LENGTHS]
+    rows = [Tokens(chance.choices(ordinary, k=length), [0] * length) for length in lengths]
+    if reads == "mask":
+        for row in rows:
+            row.ids[len(row.ids) // 2] = tokenizer.tokenizer.mask_token_id
+    return rows
+
+
+def _is_equal(alone: torch.Tensor, together: torch.Tensor) -> bool:
+    if alone.shape != together.shape:
+        return False
+    scale = max(1.0, float(alone.abs().max()))
+    return float((alone - together).abs().max()) <= _TOLERANCE[alone.dtype] * scale  # False where there is a NaN

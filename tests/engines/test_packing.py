@@ -1,0 +1,108 @@
+"""Packed batches: which architectures run so, and that it changes no answer."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from engine_calls import TOLERANCE, load
+from tiny_models import build, wordpiece_tokenizer
+
+from deployments.engines.packed import segments
+from deployments.engines.tokens import Tokens
+from deployments.types import Item
+
+_BERT_LIKE: dict[str, Any] = {
+    "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3,
+    "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 40,
+}  # fmt: skip
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+_DISTIL = {"n_layers": 2, "n_heads": 2, "dim": 32, "hidden_dim": 64, "max_position_embeddings": 40}
+_DEBERTA = {**_BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+
+# Architecture by (task, model, its config), and whether its texts can share a sequence.
+ARCHITECTURES: list[tuple[str, Any, Any, bool]] = [
+    ("feature-extraction", tf.BertModel, tf.BertConfig(**_BERT_LIKE), True),
+    ("text-classification", tf.BertForSequenceClassification, tf.BertConfig(**_BERT_LIKE), True),
+    ("token-classification", tf.BertForTokenClassification, tf.BertConfig(**_BERT_LIKE), True),
+    ("fill-mask", tf.BertForMaskedLM, tf.BertConfig(**_BERT_LIKE), True),
+    ("feature-extraction", tf.RobertaModel, tf.RobertaConfig(**_BERT_LIKE, pad_token_id=0), True),
+    ("text-classification", tf.RobertaForSequenceClassification, tf.RobertaConfig(**_BERT_LIKE, pad_token_id=0), True),
+    ("token-classification", tf.XLMRobertaForTokenClassification, tf.XLMRobertaConfig(**_BERT_LIKE, pad_token_id=0), True),  # noqa: E501
+    ("text-classification", tf.DistilBertForSequenceClassification, tf.DistilBertConfig(**_DISTIL), True),
+    ("fill-mask", tf.DistilBertForMaskedLM, tf.DistilBertConfig(**_DISTIL), True),
+    ("text-classification", tf.ElectraForSequenceClassification, tf.ElectraConfig(**_BERT_LIKE, embedding_size=16), True),  # noqa: E501
+    ("text-classification", tf.AlbertForSequenceClassification, tf.AlbertConfig(**_BERT_LIKE, embedding_size=16), True),
+    ("feature-extraction", tf.MPNetModel, tf.MPNetConfig(**_BERT_LIKE, pad_token_id=0), False),
+    ("text-classification", tf.DebertaV2ForSequenceClassification, tf.DebertaV2Config(**_DEBERTA), False),
+    ("feature-extraction", tf.ModernBertModel, tf.ModernBertConfig(**_BERT_LIKE, **_SPECIAL), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class", "config", "is_packed"), ARCHITECTURES, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_packed_answers_equal_those_of_each_text_alone(
+    tmp_path: Path, task: str, model_class: Any, config: Any, is_packed: bool
+) -> None:
+    config.vocab_size = wordpiece_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(tmp_path)
+    engine = load(tmp_path, task)
+    assert engine.is_packed is is_packed
+    items = texts_of(engine)
+    together = engine.run(items)
+    for item, got in zip(items, together, strict=True):
+        assert distance(got, engine.run([item])[0]) <= TOLERANCE
+
+
+def test_the_entry_can_turn_packing_off(tiny: Callable[[str], Path]) -> None:
+    packed, padded = load(tiny("bert"), "feature-extraction"), load(tiny("bert"), "feature-extraction", packing=False)
+    assert (packed.is_packed, padded.is_packed) == (True, False)
+    items = texts_of(packed)
+    assert all(distance(a, b) <= TOLERANCE for a, b in zip(packed.run(items), padded.run(items), strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
+def test_every_pooling_is_of_one_text_alone(tiny: Callable[[str], Path], pooling: str) -> None:
+    engine = load(tiny("bert"), "feature-extraction", options={"pooling": pooling})
+    items = texts_of(engine)
+    assert engine.is_packed
+    for item, got in zip(items, engine.run(items), strict=True):
+        assert distance(got, engine.run([item])[0]) <= TOLERANCE
+
+
+def test_a_model_that_cannot_be_packed_is_left_as_it_was(tmp_path: Path) -> None:
+    engine: Any = load(build("gpt2-classifier", tmp_path), "text-classification")
+    assert not engine.is_packed
+    assert engine._model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks for module in engine._model.modules())
+
+
+def test_segments_join_texts_of_equal_length() -> None:
+    assert segments([2, 2, 5, 5, 5, 9]) == [(0, 2, 2), (4, 3, 5), (19, 1, 9)]
+    assert segments([4]) == [(0, 1, 4)]
+
+
+def texts_of(engine: Any) -> list[Item]:
+    """Return items of all lengths, some of them equal, in no order."""
+    chance = random.Random(1)
+    items = []
+    for length in (7, 1, 30, 7, 12, 2, 30, 3):
+        ids = chance.choices(range(5, 60), k=length)
+        if engine.reads == "mask":
+            ids[length // 2] = engine._tokenizer.tokenizer.mask_token_id
+        tokens = Tokens(ids, [chance.randrange(2) for _ in ids])
+        items.append(Item(tokens, length))
+    return items
+
+
+def distance(first: Any, second: Any) -> float:
+    """Return the largest difference between two outputs, whatever the family adds to them."""
+    if isinstance(first, tuple):
+        first, second = first[1], second[1]
+    assert first.shape == second.shape
+    return float(abs(first - second).max())

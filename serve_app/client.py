@@ -119,6 +119,15 @@ def _own(exc: RayTaskError) -> Exception:
     return exc.cause if isinstance(exc.cause, ServeError) else exc
 
 
+def _told(response: httpx.Response) -> ServeError:
+    """Return what an error answer says; a proxy in between may have written it."""
+    try:
+        error = response.json()["error"]
+        return ServeError(error["message"], code=error["code"], status=response.status_code)
+    except (ValueError, KeyError, TypeError):
+        return ServeError(f"HTTP {response.status_code}: {response.text[:200]}", status=response.status_code)
+
+
 class Client:
     """A thin HTTP client of the native API (`POST /v1/predict`)."""
 
@@ -136,10 +145,9 @@ class Client:
         """Return the JSON answer of `/v1/predict`. Raises ServeError with the server's code and message."""
         body = {"model": model, "version": version, "inputs": inputs, "parameters": parameters}
         response = self._http.post("/v1/predict", json={k: v for k, v in body.items() if v is not None})
-        answer: dict[str, Any] = response.json()
         if response.is_error:
-            error = answer["error"]
-            raise ServeError(error["message"], code=error["code"], status=response.status_code)
+            raise _told(response)
+        answer: dict[str, Any] = response.json()
         return answer
 
     def is_ready(self) -> bool:

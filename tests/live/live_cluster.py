@@ -35,6 +35,11 @@ class Live:
         """What another process must have set to reach this cluster."""
         return self.cluster.driver_env()
 
+    @property
+    def outer_env(self) -> dict[str, str]:
+        """Return this process's environment with what another process must have set to reach this cluster."""
+        return os.environ | self.env | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+
     def deploy(self, config: Mapping[str, Any] | Path, *, timeout_s: float = 300.0, ready: bool = True) -> None:
         """Deploy a config (its ports are replaced by the cluster's) and wait until all its applications run."""
         parsed = yaml.safe_load(config.read_text()) if isinstance(config, Path) else config
@@ -50,7 +55,7 @@ class Live:
         """Run Python code that calls `ray.init()` against this cluster, in a process of its own; return its output."""
         done = subprocess.run(
             [sys.executable, "-c", script],
-            env=os.environ | self.env | {"PYTHONPATH": str(HERE)},
+            env=self.outer_env,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -13,6 +13,7 @@
     │   └── RateLimited         429 rate_limited           a limit of this caller is used up: `limit` says which
     ├── EngineFailure           500 engine_failure         the model raised on this input
     ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
+    ├── IdentityUnavailable     503 identity_unavailable   credentials cannot be checked now
     ├── PoolUnavailable         503 pool_unavailable       no replica could be reached
     │   └── ReplicaLost         503 replica_lost           a replica died with the request on board
     └── DeadlineExceeded        504 deadline_exceeded
@@ -134,6 +135,14 @@ class ModelUnavailable(ServeError):
 
     status = 503
     code = "model_unavailable"
+    retryable = True
+
+
+class IdentityUnavailable(ServeError):
+    """Whoever vouches for callers cannot be reached."""
+
+    status = 503
+    code = "identity_unavailable"
     retryable = True
 
 

@@ -1,4 +1,4 @@
-"""The command line, `model-endpoint`: check a config, look at a running endpoint, start and stop a local one.
+"""The command line, `model-endpoint`: check a config, watch an endpoint, start and stop a local one, keep API keys.
 
 Exit codes: 0 all right; 1 a problem, printed; 2 wrong usage.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
-from serve_app import local
+from serve_app import keys_cli, local
 from serve_app.protocols.status import EndpointStatus, render
 from serve_app.validation import Scope, check
 
@@ -35,7 +35,6 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("config", type=Path, metavar="FILE")
     validate.add_argument("--hash", action="store_true", help="compare the digests of the models' files as well")
     validate.add_argument("--no-files", action="store_true", help="the models' files are on another machine")
-    validate.add_argument("--exposed", action="store_true", help="other machines are meant to reach the endpoint")
     validate.set_defaults(run=_validate)
 
     status = commands.add_parser("status", help="who is ready, what was refused, which flags are on")
@@ -49,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--timeout-s", type=float, default=600.0, help="how long it may take (default: %(default)s)")
     up.set_defaults(run=_up)
 
+    keys_cli.add_commands(commands)
     commands.add_parser("down", help="stop the local cluster").set_defaults(run=lambda _: local.down())
     env = commands.add_parser("env", help="print what another shell must export to reach the local cluster")
     env.set_defaults(run=lambda _: local.environment())
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    scope = Scope(
-        is_exposed=args.exposed, reads_files=not args.no_files, hashes_files=args.hash, environ=dict(os.environ)
-    )
+    scope = Scope(reads_files=not args.no_files, hashes_files=args.hash, environ=dict(os.environ))
     report = check(args.config, scope)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deployments.spec import Bytes, Strict
+from serve_app.auth_config import AuthConfig
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 ModelRef = Annotated[str, Field(pattern=rf"^{_PART}(:{_PART})?$")]  # `name` or `name:version`
@@ -37,3 +38,4 @@ class EndpointConfig(Strict):
     max_timeout_s: float = Field(default=60.0, gt=0, description="longest time a request may ask for")
     refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
     access_log: bool = Field(default=True, description="one log line a request")
+    auth: AuthConfig = Field(default=AuthConfig(), description="who may ask")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -117,6 +118,12 @@ class PoolHandles:
             )
             self._models[pool, key] = method
         return method
+
+
+def listening_host() -> str:
+    """Return the address that Serve's proxies listen on; blocks for a moment."""
+    client = _get_global_client()
+    return str(client.http_config.host or "0.0.0.0")  # noqa: S104 - what it means, not a wish
 
 
 async def sibling_metrics(application: str, deployment: str) -> list[tuple[str, ReplicaMetrics]]:

@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServeError, Unauthenticated
 from deployments.types import MONOTONIC, InferRequest, InferResult
+from serve_app.audit import audit
 from serve_app.context import Context, Door
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
-from serve_app.protocols.types import Command, Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.types import Action, Command, Endpoint, Envelope, Models, RawRequest, Reply
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
@@ -97,6 +98,8 @@ class Resource:
             await _send(scope, send, reply, context)
         finally:
             self._gateway.record(context)
+            if context.action is Action.ADMIN:
+                audit(f"{context.method} {context.route}", **_facts(context, scope["path_params"]))
 
     async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply:
         context.action = row.action
@@ -123,6 +126,19 @@ class Resource:
             f"method {context.method} is not allowed here; use {', '.join(allow)}", allow=list(allow)
         )
         return _error_reply(error, self._envelope, context)
+
+
+def _facts(context: Context, path: Mapping[str, str]) -> dict[str, object]:
+    """Return what the audit trail keeps of a request to an admin route."""
+    principal = context.principal
+    return {
+        "principal": principal.name,
+        "credential": principal.credential,
+        "path": dict(path),
+        "status": context.status,
+        "code": context.code,
+        "request_id": context.request_id,
+    }
 
 
 class _Nothing:

@@ -13,11 +13,14 @@ from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
 from deployments.types import InferRequest, InferResult
+from serve_app.addresses import is_loopback
+from serve_app.audit import audit
+from serve_app.auth import Authenticator
 from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.context import Context, Door
 from serve_app.forwarder import Forwarder, Target
 from serve_app.gateway import Gateway
-from serve_app.handles import PoolHandles, sibling_metrics
+from serve_app.handles import PoolHandles, listening_host, sibling_metrics
 from serve_app.http import build_asgi
 from serve_app.middleware import ACCESS
 from serve_app.policies import Policies
@@ -40,8 +43,10 @@ class Ingress:
         self._registry = Registry()
         self._metrics = IngressMetrics()
         forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
-        policies = Policies()  # each policy is made here; their order and shapes: policies.py
+        self._auth = Authenticator()
+        policies = Policies(identity=self._auth)  # each policy is made here; their order and shapes: policies.py
         self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics, self._control, policies)
+        self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
 
@@ -54,11 +59,15 @@ class Ingress:
             config = EndpointConfig.model_validate(user_config)
         except ValueError as exc:
             logger.error("endpoint configuration refused: %s", explain(exc))
-            self._registry.configure(self._gateway.config.pools, {"endpoint/user_config": explain(exc)})
+            self._refused = {"endpoint/user_config": explain(exc)}
+            self._registry.refuse(self._refused)
             return
         self._gateway.configure(config)
+        audit("configuration")
         ACCESS.disabled = not config.access_log
-        self._registry.configure(config.pools, {}, config.aliases)
+        self._refused = {}
+        self._registry.configure(config.pools, self._auth.problems, config.aliases)
+        await self._learn_host()
         if self._refreshing is None:
             loop = asyncio.get_running_loop()
             self._refreshing = loop.create_task(self._refresh_forever(), context=contextvars.Context())
@@ -89,6 +98,15 @@ class Ingress:
         if self._refreshing is not None:
             self._refreshing.cancel()
 
+    async def _learn_host(self) -> None:
+        """Find out whether other machines reach this endpoint; until it is known, they are taken to."""
+        try:
+            host = await asyncio.to_thread(listening_host)
+        except Exception:
+            logger.exception("the address that Serve listens on cannot be found out")
+            return
+        self._auth.exposed_host = "" if is_loopback(host) else host
+
     async def _refresh_forever(self) -> None:
         while True:
             await asyncio.gather(*(self._refresh(pool) for pool in self._registry.pools))
@@ -96,6 +114,8 @@ class Ingress:
                 if target.key not in self._warming:
                     task = asyncio.create_task(self._warm(target, n_copies))
                     self._warming[target.key] = task
+            self._auth.refresh()
+            self._registry.refuse(self._refused | self._auth.problems)
             await asyncio.sleep(self._gateway.config.refresh_s)
 
     async def _warm(self, target: Target, n_copies: int) -> None:

@@ -50,6 +50,10 @@ class Registry:
             self.aliases.configure(aliases)
         self._index()
 
+    def refuse(self, refused: Mapping[str, str]) -> None:
+        """Say which entries of the endpoint's own configuration are not in force, and why."""
+        self._refused = refused
+
     @property
     def pools(self) -> tuple[str, ...]:
         """Names of the pool applications."""

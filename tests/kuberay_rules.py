@@ -44,7 +44,13 @@ _TEMPLATE = {
         "nodeSelector": ANY,
         "tolerations": [{"key": LEAF, "operator": LEAF, "effect": LEAF}],
         "containers": [_CONTAINER],
-        "volumes": [{"name": LEAF, "persistentVolumeClaim": {"claimName": LEAF, "readOnly": LEAF}}],
+        "volumes": [
+            {
+                "name": LEAF,
+                "persistentVolumeClaim": {"claimName": LEAF, "readOnly": LEAF},
+                "secret": {"secretName": LEAF, "optional": LEAF},
+            }
+        ],
     },
 }
 _GROUP = {"rayStartParams": ANY, "template": _TEMPLATE}

@@ -52,9 +52,10 @@ def pinned_ray() -> str:
     return version
 
 
-def test_the_manifest_serves_the_default_config_but_for_the_host(manifest: dict[str, Any]) -> None:
+def test_the_manifest_serves_the_default_config_but_for_host_and_keys(manifest: dict[str, Any]) -> None:
     expected = default()
     expected["http_options"]["host"] = "0.0.0.0"  # noqa: S104
+    expected["applications"][0]["deployments"][0]["user_config"]["auth"]["keys"] = "file:/etc/model-endpoint/keys.json"
     assert yaml.safe_load(manifest["spec"]["serveConfigV2"]) == expected
 
 
@@ -67,11 +68,8 @@ def test_the_embedded_config_is_what_the_script_writes() -> None:
 def test_the_embedded_config_passes_serves_schema_and_our_validation(manifest: dict[str, Any]) -> None:
     text = manifest["spec"]["serveConfigV2"]
     ServeDeploySchema.model_validate(yaml.safe_load(text))
-    report = check_text(
-        text, "serveConfigV2", Scope(is_exposed=True, environ=env(containers(manifest["spec"]["rayClusterConfig"])[1]))
-    )
-    assert report.errors == ()
-    assert ["http_options.host" in line for line in report.warnings] == [True]
+    report = check_text(text, "serveConfigV2", Scope(environ=env(containers(manifest["spec"]["rayClusterConfig"])[1])))
+    assert report.errors == report.warnings == ()
 
 
 def test_ray_is_the_pinned_one_everywhere(cluster: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from config_files import CASSETTE, GONE, POOL, SHARED, SRE, VOICE, Table, changed, default, lines_of, write
+from config_files import CASSETTE, GONE, INGRESS, POOL, SHARED, SRE, VOICE, Table, changed, default, lines_of, write
 
 from serve_app.validation import Scope, check
 
@@ -61,13 +61,15 @@ IMPOSSIBLE: Table = {
     ),
     "open to the network": (
         [(("http_options", "host"), "0.0.0.0")],  # noqa: S104
-        "http_options.host: anybody who reaches this address may use every model, there is no authentication yet; "
-        "write 127.0.0.1, or validate with --exposed if a gateway or network guards it (value '0.0.0.0')",
+        "http_options.host: other machines reach this address, and the endpoint has no authentication; "
+        "write 127.0.0.1, or configure the Ingress's auth.keys or auth.jwt, or write its auth.allow_anonymous: true "
+        "(value '0.0.0.0')",
     ),
     "open by Serve's default": (
         [(("http_options", "host"), GONE)],
-        "http_options.host: anybody who reaches this address may use every model, there is no authentication yet; "
-        "Serve's default is 0.0.0.0; write 127.0.0.1, or validate with --exposed if a gateway or network guards it",
+        "http_options.host: other machines reach this address, and the endpoint has no authentication; Serve's default "
+        "is 0.0.0.0; write 127.0.0.1, or configure the Ingress's auth.keys or auth.jwt, or write its "
+        "auth.allow_anonymous: true",
     ),
 }
 
@@ -106,10 +108,16 @@ def test_a_source_on_the_hub_is_left_to_the_pool(tmp_path: Path) -> None:
     assert lines_of(tmp_path, changed(((*CASSETTE, "source"), {"hub": "org/name", "revision": "a" * 40}))) == []
 
 
-def test_an_open_address_is_a_warning_where_it_is_meant(tmp_path: Path) -> None:
-    report = check(write(tmp_path, changed((("http_options", "host"), "0.0.0.0"))), Scope(is_exposed=True))  # noqa: S104
-    assert report.errors == ()
-    assert ["http_options.host" in line for line in report.warnings] == [True]
+@pytest.mark.parametrize("auth", [{"allow_anonymous": True}, {"keys": "file:/etc/model-endpoint/keys.json"}])
+def test_an_open_address_is_right_with_keys_or_where_it_is_meant(auth: dict[str, object], tmp_path: Path) -> None:
+    data = changed((("http_options", "host"), "0.0.0.0"), ((*INGRESS, "user_config", "auth"), auth))  # noqa: S104
+    assert lines_of(tmp_path, data) == []
+
+
+def test_a_secret_in_the_file_is_refused_without_being_repeated(tmp_path: Path) -> None:
+    [line] = lines_of(tmp_path, changed(((*INGRESS, "user_config", "auth"), {"keys": "hunter2"})))
+    assert "write env:NAME or file:/path" in line
+    assert "hunter2" not in line
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.7", "::1"])

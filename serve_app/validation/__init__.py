@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.validation.aliases import check_aliases
-from serve_app.validation.applications import check_apps, read_apps
+from serve_app.validation.applications import check_apps, is_guarded, read_apps
 from serve_app.validation.capacity import check_capacity
 from serve_app.validation.document import Document, parse, read
 from serve_app.validation.problems import Problem
@@ -21,11 +21,10 @@ from serve_app.validation.serve_part import check_host, check_serve, check_shape
 class Scope:
     """What to check beyond the text.
 
-    `is_exposed` allows an address that other machines reach, `reads_files` looks for the models' files on this
-    machine, `hashes_files` compares their digests (seconds per GB), `environ` is what is known of the Ray processes'.
+    `reads_files` looks for the models' files on this machine, `hashes_files` compares their digests (seconds per GB),
+    `environ` is what is known of the Ray processes'.
     """
 
-    is_exposed: bool = False
     reads_files: bool = True
     hashes_files: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -70,8 +69,8 @@ def _problems(data: Mapping[str, Any], scope: Scope) -> Iterator[Problem]:
         yield from shape
         return
     yield from check_serve(data)
-    yield from check_host(data, is_exposed=scope.is_exposed)
     apps = read_apps(data)
+    yield from check_host(data, is_guarded=any(is_guarded(app) for app in apps))
     yield from check_apps(apps)
     yield from check_aliases(apps)
     limit = message_limit_bytes(data, scope.environ)

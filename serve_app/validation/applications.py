@@ -68,6 +68,17 @@ def read_apps(data: Mapping[str, Any]) -> list[App]:
     return apps
 
 
+def is_guarded(app: App) -> bool:
+    """Return whether this is the endpoint, with authentication or the word that it needs none."""
+    if app.import_path != ENDPOINT:
+        return False
+    try:
+        auth = EndpointConfig.model_validate(app.user_config("Ingress")).auth
+    except ValueError:
+        return False  # named by check_model
+    return auth.is_configured or auth.allow_anonymous
+
+
 def check_apps(apps: Collection[App]) -> Iterator[Problem]:
     """Yield what is wrong inside each application, then between them."""
     for app in apps:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.references import NOT_SHOWN
 from serve_app.validation.problems import ABSENT, Place, Problem, nearest
 
 _QUOTED = re.compile(r"'([^']*)'")
@@ -92,7 +93,8 @@ def _explained(exc: ValidationError, data: object, place: Place) -> Iterator[Pro
         if error["type"] == "missing":
             yield Problem((*place, *where), "missing; it has no default")
             continue
-        value = error["input"] if not isinstance(error["input"], dict | list) else ABSENT
+        is_shown = not isinstance(error["input"], dict | list) and error["type"] != NOT_SHOWN
+        value = error["input"] if is_shown else ABSENT
         near = nearest(value, _QUOTED.findall(str(error.get("ctx", {}).get("expected", ""))))
         yield Problem((*place, *where), rule[:1].lower() + rule[1:], value, near)
 

@@ -3,13 +3,13 @@
 The only file of this package that imports Ray.
 """
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.runtime_env import RuntimeEnv
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.addresses import is_loopback
 from serve_app.validation.models import check_model
 from serve_app.validation.problems import ABSENT, Place, Problem, nearest
 
@@ -56,16 +56,18 @@ def check_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
                 yield from _runtime_env(options.get("runtime_env"), where)
 
 
-def check_host(data: Mapping[str, Any], *, is_exposed: bool) -> Iterator[Problem]:
-    """Yield a problem, or a warning where `is_exposed` says it is meant, if other machines can reach the endpoint."""
+def check_host(data: Mapping[str, Any], *, is_guarded: bool) -> Iterator[Problem]:
+    """Yield a problem if other machines can reach the endpoint; `is_guarded`: it has keys, or says it needs none."""
     options = data.get("http_options")
     host = options.get("host", ABSENT) if isinstance(options, dict) else ABSENT
-    if host is not ABSENT and _is_loopback(str(host)):
+    if is_guarded or (host is not ABSENT and is_loopback(str(host))):
         return
-    rule = "anybody who reaches this address may use every model, there is no authentication yet"
     absent = "" if host is not ABSENT else "; Serve's default is 0.0.0.0"
-    advice = "" if is_exposed else "; write 127.0.0.1, or validate with --exposed if a gateway or network guards it"
-    yield Problem(("http_options", "host"), rule + absent + advice, host, is_warning=is_exposed)
+    rule = (
+        f"other machines reach this address, and the endpoint has no authentication{absent}; write 127.0.0.1, or "
+        "configure the Ingress's auth.keys or auth.jwt, or write its auth.allow_anonymous: true"
+    )
+    yield Problem(("http_options", "host"), rule, host)
 
 
 def message_limit_bytes(data: Mapping[str, Any], environ: Mapping[str, str]) -> int | None:
@@ -92,12 +94,3 @@ def _runtime_env(data: object, place: Place) -> Iterator[Problem]:
     for name, value in (variables if isinstance(variables, dict) else {}).items():
         if not isinstance(value, str):
             yield Problem((*place, "env_vars", str(name)), "environment variables are text; put it in quotes", value)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

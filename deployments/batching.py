@@ -6,20 +6,23 @@ States of an item:
                   │             └───────▶ its own error (a failing batch is halved until one item is left)
                   └▶ dropped at dispatch: its future was cancelled, or its deadline has passed
 
-Nothing is timed by a window: while the device is busy items gather, and the moment it is free the oldest item leaves
-with those most like it in length. Pure asyncio; used by `deployments.loaded`, one queue a loaded model.
+Nothing is timed by a window: while the device is busy items gather, and the moment it is free the first in turn
+(`order.py`) leaves with those that fit to it, up to the cost at which a larger batch gains nothing (`speed.py`).
+Pure asyncio; used by `deployments.loaded`, one queue a loaded model.
 """
 
 import asyncio
 import contextvars
 import logging
+from bisect import insort
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeAlias
 
 from deployments.errors import DeadlineExceeded, EngineFailure, InputTooLong, Overloaded, ServeError
+from deployments.order import FairOrder, Place
 from deployments.spec import BatchLimits
+from deployments.speed import OVERHEAD_TOKENS, Speed
 from deployments.turns import Turn
 from deployments.types import MONOTONIC, Clock, Item
 
@@ -27,11 +30,8 @@ logger = logging.getLogger(__name__)
 
 RunBatch: TypeAlias = Callable[[list[Item]], Awaitable[Sequence[Any]]]
 
-# One forward pass costs about as much as this many tokens before the first token is computed (all-MiniLM-L6-v2 on
-# one core: 9 ms against 0.23 ms a token). Padding an item by more than that costs more than a batch of its own.
-OVERHEAD_TOKENS = 48
 _LOOK_AHEAD = 512  # waiting items considered for one batch
-_SMOOTHING = 0.2  # weight of the newest batch in the running estimate of speed
+_HEAD_START = 8192  # tokens by which a step of priority goes ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,14 @@ class _Waiting:
     future: asyncio.Future[Done]
     deadline: float
     since: float
+    place: Place
 
 
 class BatchQueue:
-    """Batches one model's items. `device` is this model's turn on a device that models share: its holder may run."""
+    """Batches one model's items. `device` is this model's turn on a device that models share: its holder may run.
+
+    `is_packed` says how costs add up: as they are, or each item padded to the longest.
+    """
 
     def __init__(
         self,
@@ -72,15 +76,20 @@ class BatchQueue:
         device: Turn,
         clock: Clock = MONOTONIC,
         observe: Callable[[BatchRecord], None] = lambda _: None,
+        *,
+        is_packed: bool = False,
     ) -> None:
         self._run = run
         self.limits = limits
         self.device = device
         self._clock = clock
         self._observe = observe
-        self._waiting: list[_Waiting] = []
+        self._is_packed = is_packed
+        self._waiting: list[_Waiting] = []  # by place
+        self._cost = 0  # of all that waits
+        self._order = FairOrder(_HEAD_START)
+        self._speed = Speed()
         self._task: asyncio.Task[None] | None = None
-        self._s_per_token = 0.0
         self._running_until = 0.0
 
     @property
@@ -91,32 +100,79 @@ class BatchQueue:
     @property
     def waiting_s(self) -> float:
         """Predicted seconds of work queued and running; 0.0 before the first batch has been timed."""
-        queued = sum(w.item.cost for w in self._waiting) * self._s_per_token
-        return queued + max(0.0, self._running_until - self._clock())
+        running_s = max(0.0, self._running_until - self._clock())
+        return running_s + self.predict_s(len(self._waiting), self._cost)
 
-    def submit(self, items: Sequence[Item], deadline: float) -> list[asyncio.Future[Done]]:
+    def predict_s(self, n_items: int, cost: int) -> float:
+        """Return the seconds that so much work takes, in batches as they are formed here."""
+        n_batches = max(n_items / self.limits.max_items, cost / self._budget)
+        return self._speed.predict(cost, n_batches)
+
+    def submit(
+        self, items: Sequence[Item], deadline: float, tenant: str = "", priority: int = 0
+    ) -> list[asyncio.Future[Done]]:
         """Queue the items of one request; each future gives a `Done` or the item's own error.
 
         Raises:
             InputTooLong: more items than may ever wait.
-            Overloaded: the queue is full now.
+            Overloaded: the queue is full, or what goes first takes longer than this request has.
         """
-        limit = self.limits.max_queue_items
-        if len(items) > limit:
-            message = f"a request may hold {limit} items, this one makes {len(items)}; split it"
-            raise InputTooLong(message, max_items=limit, n_items=len(items))
-        if len(self._waiting) + len(items) > limit:
-            raise Overloaded(
-                f"{len(self._waiting)} items are waiting and {limit} may",
-                retry_after_s=round(max(self.waiting_s, 0.05), 3),
-            )
+        self._admit(items, deadline, self._order.next_place(tenant, priority))
         now, loop = self._clock(), asyncio.get_running_loop()
-        entries = [_Waiting(item, loop.create_future(), deadline, now) for item in items]
-        self._waiting.extend(entries)
+        entries = [
+            _Waiting(item, loop.create_future(), deadline, now, self._order.place(tenant, priority, item.cost))
+            for item in items
+        ]
+        for entry in entries:
+            insort(self._waiting, entry, key=_rank)
+        self._cost += sum(item.cost for item in items)
         if self._task is None:
             # NOTE: an empty context, or the batches of others would run as part of the request that came first.
             self._task = loop.create_task(self._drain(), context=contextvars.Context())
         return [entry.future for entry in entries]
+
+    def _admit(self, items: Sequence[Item], deadline: float, place: Place) -> None:
+        """Refuse what cannot be answered in time; where the queue is full, what would go last gives way."""
+        limit = self.limits.max_queue_items
+        if len(items) > limit:
+            message = f"a request may hold {limit} items, this one makes {len(items)}; split it"
+            raise InputTooLong(message, max_items=limit, n_items=len(items))
+        left_s = deadline - self._clock()
+        if 0 < left_s < self.waiting_s and left_s < (ahead_s := self._ahead_s(place)):
+            raise _overloaded(
+                f"what goes first takes {ahead_s:.3g} s, the request has {left_s:.3g} s", ahead_s - left_s
+            )
+        n_over = len(self._waiting) + len(items) - limit
+        if n_over > 0:
+            self._keep([entry for entry in self._waiting if not entry.future.done()])
+            self._shed(len(self._waiting) + len(items) - limit, place)
+
+    def _shed(self, n_over: int, place: Place) -> None:
+        """Make room for work at `place` by dropping the last items, if they stand behind it."""
+        if n_over <= 0:
+            return
+        message = f"{len(self._waiting)} items are waiting and {self.limits.max_queue_items} may"
+        last = self._waiting[-n_over:]
+        wait_s = self.predict_s(n_over, sum(entry.item.cost for entry in last))
+        if last[0].place.rank <= place.rank:
+            raise _overloaded(message, wait_s)
+        for entry in last:
+            _fail(entry, _overloaded(message, wait_s))
+        self._keep(self._waiting[:-n_over])
+
+    def _ahead_s(self, place: Place) -> float:
+        costs = [entry.item.cost for entry in self._waiting if entry.place.rank <= place.rank]
+        return self.predict_s(len(costs), sum(costs))
+
+    @property
+    def _budget(self) -> int:
+        return min(self.limits.max_tokens, self._speed.budget)
+
+    def _keep(self, entries: list[_Waiting]) -> None:
+        self._waiting = entries
+        self._cost = sum(entry.item.cost for entry in entries)
+        if not entries:
+            self._order.idle()
 
     async def _drain(self) -> None:
         try:
@@ -129,27 +185,35 @@ class BatchQueue:
             self._task = None
             for entry in self._waiting:  # only if this task itself was cancelled or broke
                 _fail(entry, EngineFailure("the batch queue stopped"))
-            self._waiting.clear()
+            self._keep([])
 
     def _take(self) -> list[_Waiting]:
         """Remove and return the next batch; drop what nobody waits for any more."""
         now = self._clock()
         alive: list[_Waiting] = []
-        for entry in self._waiting:
+        for n_seen, entry in enumerate(self._waiting):
+            if len(alive) == _LOOK_AHEAD:
+                alive += self._waiting[n_seen:]
+                break
             if entry.future.done():
                 continue
             if entry.deadline <= now:
                 _fail(entry, DeadlineExceeded("the deadline passed while the request waited for the model"))
                 continue
             alive.append(entry)
-        chosen = choose([(e.item.cost, e.item.group) for e in islice(alive, _LOOK_AHEAD)], self.limits)
-        self._waiting = [entry for index, entry in enumerate(alive) if index not in chosen]
-        return [alive[index] for index in sorted(chosen)]
+        candidates = [(entry.item.cost, entry.item.group) for entry in alive[:_LOOK_AHEAD]]
+        choose = choose_packed if self._is_packed else choose_padded
+        chosen = choose(candidates, self.limits.max_items, self._budget)
+        batch = [alive[index] for index in sorted(chosen)]
+        for entry in batch:
+            self._order.began(entry.place)
+        self._keep([entry for index, entry in enumerate(alive) if index not in chosen])
+        return batch
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         started = self._clock()
-        tokens = sum(e.item.cost for e in batch)
-        self._running_until = started + tokens * self._s_per_token
+        cost = self._cost_of(batch)
+        self._running_until = started + self._speed.predict(cost)
         try:
             outputs = await self._run([e.item for e in batch])
             if len(outputs) != len(batch):
@@ -164,11 +228,13 @@ class BatchQueue:
             await self._blame(batch, exc)
         else:
             run_s = self._clock() - started
-            self._learn(tokens, run_s)
+            self._speed.learn(cost, run_s)
             for entry, output in zip(batch, outputs, strict=True):
                 if not entry.future.done():
                     entry.future.set_result(Done(output, started - entry.since, run_s))
-            self._record(batch, tokens, run_s, is_failed=False)
+            self._record(batch, run_s, is_failed=False)
+        finally:
+            self._running_until = 0.0
 
     async def _blame(self, batch: list[_Waiting], exc: Exception) -> None:
         """Find the items that make a batch fail, by halves; the others get their answers."""
@@ -177,7 +243,7 @@ class BatchQueue:
             await self._run_batch(batch[:middle])
             await self._run_batch(batch[middle:])
             return
-        self._record(batch, batch[0].item.cost, 0.0, is_failed=True)
+        self._record(batch, 0.0, is_failed=True)
         if isinstance(exc, ServeError):
             _fail(batch[0], exc)
             return
@@ -185,30 +251,46 @@ class BatchQueue:
         reason = f"{type(exc).__name__}: {exc}"[:300]
         _fail(batch[0], EngineFailure(f"the model failed on this input: {reason}", reason=reason))
 
-    def _learn(self, tokens: int, run_s: float) -> None:
-        sample = run_s / max(tokens, 1)
-        self._s_per_token += (sample - self._s_per_token) * (_SMOOTHING if self._s_per_token else 1.0)
-        self._running_until = 0.0
+    def _cost_of(self, batch: list[_Waiting]) -> int:
+        costs = [entry.item.cost for entry in batch]
+        return sum(costs) if self._is_packed else len(costs) * max(costs)
 
-    def _record(self, batch: list[_Waiting], tokens: int, run_s: float, *, is_failed: bool) -> None:
-        padded = len(batch) * max(e.item.cost for e in batch)
-        self._observe(BatchRecord(len(batch), tokens, padded, run_s, is_failed))
+    def _record(self, batch: list[_Waiting], run_s: float, *, is_failed: bool) -> None:
+        n_tokens = sum(entry.item.cost for entry in batch)
+        self._observe(BatchRecord(len(batch), n_tokens, self._cost_of(batch), run_s, is_failed))
 
 
-def choose(waiting: Sequence[tuple[int, Hashable]], limits: BatchLimits) -> set[int]:
-    """Pick the next batch from (cost, group) in order of arrival; return the indices.
+def choose_packed(waiting: Sequence[tuple[int, Hashable]], max_items: int, max_cost: int) -> set[int]:
+    """Pick the next batch from (cost, group) in order of turn; return the indices.
 
-    The oldest is always in it, whatever it costs. Around it, in order of cost, neighbours of its group join while
+    The first is always in it, whatever it costs; then those of its group, in order, as far as they fit.
+    """
+    chosen: set[int] = set()
+    total = 0
+    for index, (cost, group) in enumerate(waiting):
+        if group != waiting[0][1]:
+            continue
+        if chosen and (total + cost > max_cost or len(chosen) == max_items):
+            break
+        chosen.add(index)
+        total += cost
+    return chosen
+
+
+def choose_padded(waiting: Sequence[tuple[int, Hashable]], max_items: int, max_cost: int) -> set[int]:
+    """Pick the next batch from (cost, group) in order of turn; return the indices.
+
+    The first is always in it, whatever it costs. Around it, in order of cost, neighbours of its group join while
     the batch stays in its limits and padding costs less than running the neighbour on its own would.
     """
     if not waiting:
         return set()
     group = waiting[0][1]
-    # A stable sort: among equal costs the older comes first.
+    # A stable sort: among equal costs the earlier comes first.
     order = sorted((i for i, (_, g) in enumerate(waiting) if g == group), key=lambda i: waiting[i][0])
     costs = [waiting[i][0] for i in order]
     low = high = order.index(0)
-    while high - low + 1 < limits.max_items:
+    while high - low + 1 < max_items:
         size, top = high - low + 1, costs[high]
         # Padding that joining would cost: a shorter item is filled up, a longer one fills all others up.
         shorter = top - costs[low - 1] if low > 0 else None
@@ -216,10 +298,18 @@ def choose(waiting: Sequence[tuple[int, Hashable]], limits: BatchLimits) -> set[
         grows_up = longer is not None and (shorter is None or longer <= shorter)
         padding = longer if grows_up else shorter
         new_top = costs[high + 1] if grows_up else top
-        if padding is None or padding > OVERHEAD_TOKENS or (size + 1) * new_top > limits.max_tokens:
+        if padding is None or padding > OVERHEAD_TOKENS or (size + 1) * new_top > max_cost:
             break
         low, high = (low, high + 1) if grows_up else (low - 1, high)
     return set(order[low : high + 1])
+
+
+def _rank(entry: _Waiting) -> float:
+    return entry.place.rank
+
+
+def _overloaded(message: str, wait_s: float) -> Overloaded:
+    return Overloaded(message, retry_after_s=round(max(wait_s, 0.05), 3))
 
 
 def _fail(entry: _Waiting, error: ServeError) -> None:

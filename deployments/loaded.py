@@ -44,7 +44,7 @@ class LoadedModel:
         started = self._clock()
         items = await self._in_text_thread(self._prepare, request)
         prepared = self._clock()
-        done = await _all(self.queue.submit(items, deadline))
+        done = await _all(self.queue.submit(items, deadline, request.tenant, request.priority))
         ran = self._clock()
         outputs = await self._in_text_thread(self._finish, request, [d.output for d in done])
         return InferResult(

@@ -63,7 +63,14 @@ class EngineLoader:
         self._metrics.loaded(spec, self._clock() - started, is_failed=False)
         run = self._instrument(spec, self._on_device(engine))
         turn = self._turns.of(spec.key, spec.weight)
-        queue = BatchQueue(run, spec.batch, turn, self._clock, lambda record: self._metrics.batch(spec, record))
+        queue = BatchQueue(
+            run,
+            spec.batch,
+            turn,
+            self._clock,
+            lambda record: self._metrics.batch(spec, record),
+            is_packed=getattr(engine, "is_packed", False),
+        )
         logger.info("model %s loaded in %.2f s", spec.key, self._clock() - started)
         return LoadedModel(spec, engine, queue, self._text_thread, self._clock)
 

@@ -75,7 +75,11 @@ class BatchLimits(Strict):
     """How much may run, and wait, together."""
 
     max_items: int = Field(default=32, ge=1, le=65536, description="items a batch may hold")
-    max_tokens: int = Field(default=16384, ge=1, description="padded tokens a batch may cost: longest item × items")
+    max_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="tokens a batch may cost, padding included; fewer where a larger batch gains nothing, as measured",
+    )
     max_queue_items: int = Field(
         default=2048, ge=1, description="items that may wait; beyond, 429. One request may not hold more"
     )

@@ -3,6 +3,8 @@
 An engine is synchronous and knows nothing of requests in flight, queues or Ray. A pool calls
 `prepare` and `finish` in its text thread and `run` in its device thread, so `run` may overlap the other two,
 but no method is ever entered twice at once.
+
+An engine whose `run` costs the sum of its items, rather than each padded to the costliest, says `is_packed = True`.
 """
 
 from collections.abc import Sequence

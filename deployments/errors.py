@@ -9,6 +9,8 @@
     ├── RouteNotFound           404 route_not_found
     ├── MethodNotAllowed        405 method_not_allowed
     ├── BodyTooLarge            413 body_too_large
+    ├── UnsupportedEncoding     415 unsupported_encoding
+    ├── NotServed               501 not_served             a part of a protocol that is not here
     ├── Overloaded              429 overloaded             retry after `retry_after_s`
     │   └── RateLimited         429 rate_limited           a limit of this caller is used up: `limit` says which
     ├── EngineFailure           500 engine_failure         the model raised on this input
@@ -121,6 +123,20 @@ class RateLimited(Overloaded):
 
     code = "rate_limited"
     retryable = False
+
+
+class UnsupportedEncoding(ServeError):
+    """The body's Content-Encoding is none that is understood here."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+
+class NotServed(ServeError):
+    """Part of a protocol that this server does not have, and says so."""
+
+    status = 501
+    code = "not_served"
 
 
 class EngineFailure(ServeError):

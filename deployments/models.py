@@ -211,6 +211,7 @@ class ModelTable:
             reason=reason,
             size_bytes=slot.size_bytes if slot is not None else 0,
             labels=entry.labels,
+            max_items=entry.spec.batch.max_items,
             n_ready=1 if state is ModelState.READY else 0,
         )
 

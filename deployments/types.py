@@ -197,6 +197,7 @@ class ModelStatus:
     reason: str = ""  # why it is UNAVAILABLE, or why its newer configuration was refused
     size_bytes: int = 0
     labels: tuple[str, ...] = ()
+    max_items: int = 0  # items one batch may hold; 0 is not known
     n_ready: int = 0  # replicas that have it in memory
     load_s: float = 0.0  # how long a load is going to take, from those measured; 0.0 is not known yet
     max_held: int = 0  # requests that may wait while it loads; 0 is without a limit

@@ -8,12 +8,14 @@ Called by `http.py`, by gRPC and by `ingress.py` for Python callers; knows no pr
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
+from deployments.statistics import ModelStatistics
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
@@ -27,16 +29,28 @@ from serve_app.routing import Plan
 from serve_app.telemetry import IngressMetrics
 
 
+class Pools(Protocol):
+    """What the gateway asks of the pools beside inference."""
+
+    async def command(self, command: Command) -> None:
+        """Load or unload models. Raises ServeError."""
+
+    async def statistics(self) -> Mapping[str, ModelStatistics]:
+        """Return what was counted, by `name:version`."""
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of all replicas in Prometheus' text format."""
+
+
 class Gateway:
-    """Answers requests. `gather` renders the metrics of all replicas, `control` commands the pools."""
+    """Answers requests."""
 
     def __init__(
         self,
         registry: Registry,
         forwarder: Forwarder,
         metrics: IngressMetrics,
-        gather: Callable[[], Awaitable[bytes]],
-        control: Callable[[Command], Awaitable[None]],
+        pools: Pools,
         policies: Policies | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
@@ -44,8 +58,7 @@ class Gateway:
         self.config = EndpointConfig()
         self._forwarder = forwarder
         self._metrics = metrics
-        self._gather = gather
-        self._control = control
+        self._pools = pools
         self._policies = policies or Policies()
         self._clock = clock
         self._answer: Answer = self._forward
@@ -131,14 +144,18 @@ class Gateway:
         wait_s = self.config.max_timeout_s
         try:
             async with asyncio.timeout(wait_s):
-                await self._control(command)
+                await self._pools.command(command)
         except TimeoutError:
             message = f"{command.order} was ordered, but is not done after {wait_s:g} s; /v2/repository/index tells"
             raise DeadlineExceeded(message, timeout_s=wait_s) from None
 
+    async def statistics(self) -> Mapping[str, ModelStatistics]:
+        """Return what the pools have counted, by `name:version`."""
+        return await self._pools.statistics()
+
     async def metrics(self) -> bytes:
         """Return the metrics of all replicas in Prometheus' text format."""
-        return await self._gather()
+        return await self._pools.metrics()
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one finished HTTP request."""

@@ -5,7 +5,7 @@ and every failure of theirs becomes one of our errors. Called by `ingress.py` on
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
 from deployments.metrics import ReplicaMetrics
+from deployments.statistics import ModelStatistics
 from deployments.types import Order, Outcome, PoolStatus
 from serve_app.forwarder import Call, Target
 
@@ -89,6 +90,14 @@ class PoolHandles:
             return []
         return [(pool, replica) for replica in replicas]
 
+    async def statistics(self, pool: str) -> Mapping[str, ModelStatistics]:
+        """Return what a pool's replicas have counted, nothing if it does not answer."""
+        try:
+            counted: Mapping[str, ModelStatistics] = await self._ask_catalog(pool, "statistics")
+        except ServeError:
+            return {}
+        return counted
+
     async def _ask_catalog(self, pool: str, method: str) -> Any:
         try:
             async with asyncio.timeout(_CONTROL_TIMEOUT_S):
@@ -126,15 +135,16 @@ def listening_host() -> str:
     return str(client.http_config.host or "0.0.0.0")  # noqa: S104 - what it means, not a wish
 
 
-async def sibling_metrics(application: str, deployment: str) -> list[tuple[str, ReplicaMetrics]]:
+async def sibling_metrics() -> list[tuple[str, ReplicaMetrics]]:
     """Return the metrics of all replicas of the ingress that answer in time, the asking one included."""
-    handle = serve.get_deployment_handle(deployment, app_name=application, _check_exists=False)
+    context = serve.get_replica_context()
+    handle = serve.get_deployment_handle(context.deployment, app_name=context.app_name, _check_exists=False)
     try:
         async with asyncio.timeout(1.0):
             answers = await handle.broadcast("replica_metrics").results_async(return_exceptions=True)
     except (TimeoutError, DeploymentUnavailableError):
         return []
-    return [(application, answer) for answer in answers if isinstance(answer, ReplicaMetrics)]
+    return [(context.app_name, answer) for answer in answers if isinstance(answer, ReplicaMetrics)]
 
 
 def _translate(exc: Exception, pool: str) -> ServeError:

@@ -15,13 +15,21 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from deployments.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServeError, Unauthenticated
+from deployments.errors import (
+    InvalidInput,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServeError,
+    Unauthenticated,
+    UnsupportedEncoding,
+)
 from deployments.types import MONOTONIC, InferRequest, InferResult
 from serve_app.audit import audit
+from serve_app.compression import ENCODINGS
 from serve_app.context import Context, Door
-from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
+from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, Packing, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
-from serve_app.protocols.types import Action, Command, Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.types import Action, Command, Counted, Endpoint, Envelope, Models, RawRequest, Reply
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
@@ -46,6 +54,9 @@ class Gateway(Protocol):
     async def control(self, command: Command) -> None:
         """Do something to models; returns when it is done. Raises ServeError."""
 
+    async def statistics(self) -> Counted:
+        """Return what the pools have counted."""
+
     async def metrics(self) -> bytes:
         """Return all metrics in Prometheus text."""
 
@@ -68,6 +79,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
             Middleware(TrailingSlash),
             Middleware(AccessLog, observe=gateway.observe),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
+            Middleware(Packing, max_bytes=max_body_bytes),
         ],
     )
     app.router.redirect_slashes = False
@@ -106,7 +118,7 @@ class Resource:
         try:
             headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
             await self._gateway.authenticate(context, headers)
-            body = b"" if row.method == "GET" else await _body(headers, receive)
+            body = b"" if row.method == "GET" else await _body(receive)
             raw = RawRequest(scope["path_params"], {}, headers, body, context.request_id)
             reply = await _answer(row, raw, self._gateway, context)
         except ServeError as exc:
@@ -151,12 +163,7 @@ class _Nothing:
         await _send(scope, send, _error_reply(error, envelope_of(path), context), context)
 
 
-async def _body(headers: Mapping[str, str], receive: Receive) -> bytes:
-    encoding = headers.get("content-encoding", "identity")
-    if encoding not in ("", "identity"):
-        raise InvalidInput(
-            f"content-encoding: {encoding!r} is not supported; send the body as it is", field="content-encoding"
-        )
+async def _body(receive: Receive) -> bytes:
     chunks: list[bytes] = []
     while True:
         message = await receive()
@@ -177,6 +184,8 @@ async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Con
         return render(await gateway.infer(request, context))
     if row.answer:
         return row.answer(raw, models)
+    if row.count:
+        return row.count(raw, models, await gateway.statistics())
     if row.control:
         await gateway.control(row.control(raw, models))
         return Reply()
@@ -204,6 +213,8 @@ def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Rep
         headers["www-authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, UnsupportedEncoding):
+        headers["accept-encoding"] = ", ".join(ENCODINGS)
     allow = error.details.get("allow")
     if isinstance(error, MethodNotAllowed) and isinstance(allow, list):
         headers["allow"] = ", ".join(map(str, allow))

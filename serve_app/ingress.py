@@ -20,14 +20,14 @@ from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.context import Context, Door
 from serve_app.forwarder import Forwarder, Target
 from serve_app.gateway import Gateway
-from serve_app.handles import PoolHandles, listening_host, sibling_metrics
+from serve_app.handles import PoolHandles, listening_host
 from serve_app.http import build_asgi
 from serve_app.middleware import ACCESS
 from serve_app.policies import Policies
+from serve_app.pools import PoolControl
 from serve_app.principals import CLUSTER
-from serve_app.protocols.types import Command
 from serve_app.registry import Registry
-from serve_app.telemetry import IngressMetrics, render
+from serve_app.telemetry import IngressMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,12 @@ class Ingress:
         self._args = args
         self._handles = PoolHandles()
         self._registry = Registry()
+        self._pools = PoolControl(self._registry, self._handles)
         self._metrics = IngressMetrics()
         forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
         self._auth = Authenticator()
         policies = Policies(identity=self._auth)  # each policy is made here; their order and shapes: policies.py
-        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._gather_metrics, self._control, policies)
+        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._pools, policies)
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
@@ -109,7 +110,7 @@ class Ingress:
 
     async def _refresh_forever(self) -> None:
         while True:
-            await asyncio.gather(*(self._refresh(pool) for pool in self._registry.pools))
+            await asyncio.gather(*(self._pools.refresh(pool) for pool in self._registry.pools))
             for target, n_copies in self._registry.moving():
                 if target.key not in self._warming:
                     task = asyncio.create_task(self._warm(target, n_copies))
@@ -125,30 +126,3 @@ class Ingress:
             logger.warning("model %s is not warm, so no name moves to it yet: %s", target.key, exc.message)
         finally:
             self._warming.pop(target.key, None)
-
-    async def _control(self, command: Command) -> None:
-        """Send each pool its part of a command, then look what has become of it."""
-        keys: dict[str, list[str]] = {}
-        for model in command.models:
-            keys.setdefault(self._registry.target(model).pool, []).append(model.key)
-        try:
-            await asyncio.gather(*(self._handles.order(pool, command.order, keys[pool]) for pool in keys))
-        finally:
-            await asyncio.gather(*(self._refresh(pool) for pool in keys))
-
-    async def _refresh(self, pool: str) -> None:
-        try:
-            self._registry.update(pool, await self._handles.status(pool))
-        except ServeError as exc:
-            self._registry.update(pool, None, exc.message)
-        except Exception:
-            logger.exception("pool %s could not be asked", pool)
-            self._registry.update(pool, None, "it could not be asked")
-
-    async def _gather_metrics(self) -> bytes:
-        context = serve.get_replica_context()
-        parts = await asyncio.gather(
-            sibling_metrics(context.app_name, context.deployment),
-            *(self._handles.metrics(pool) for pool in self._registry.pools),
-        )
-        return render(replica for part in parts for replica in part)

@@ -1,9 +1,10 @@
-"""Pure ASGI classes around the routes, outermost first: one path for two spellings, the access log, the body limit.
+"""Pure ASGI classes around the routes, outermost first: one path for two spellings, access log, body limit, packing.
 
 Built by `serve_app.http.build_asgi`. They know nothing of protocols: a body over the limit is raised to the route,
 which answers in its own envelope.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import BodyTooLarge
 from deployments.types import MONOTONIC, Clock
+from serve_app.compression import MIN_BYTES, accepted, encoding_of, pack, unpack
 
 # Switched off by `ACCESS.disabled = True` (user_config `access_log: false`).
 ACCESS = logging.getLogger("serve_app.access")
@@ -119,3 +121,70 @@ class BodyLimit:
             field="body",
             max_bytes=self._max_bytes,
         )
+
+
+class Packing:
+    """Unpack bodies that came as gzip or deflate, pack big answers for clients that accept it, but no streams.
+
+    What is wrong with a body is raised to the route that reads it. Packing runs in a thread: it takes milliseconds.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on unpacked, and its answer packed."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if (header(scope, b"content-encoding") or "identity") != "identity":
+            receive = self._unpacking(scope, receive)
+        if encoding := accepted(header(scope, b"accept-encoding") or ""):
+            send = _packing(send, encoding)
+        await self._app(scope, receive, send)
+
+    def _unpacking(self, scope: Scope, receive: Receive) -> Receive:
+        packed = bytearray()
+
+        async def unpacked() -> Message:
+            encoding = encoding_of(header(scope, b"content-encoding") or "")
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message
+                packed.extend(message.get("body", b""))
+                more = message.get("more_body", False)
+            body = bytes(packed)
+            packed.clear()
+            if encoding and body:
+                body = await asyncio.to_thread(unpack, body, encoding, self._max_bytes)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return unpacked
+
+
+def _packing(send: Send, encoding: str) -> Send:
+    start: Message = {}
+
+    async def packed(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start" and any(
+            name == b"content-length" for name, _ in message["headers"]
+        ):
+            start = message  # held until its body is known; a stream says no length
+            return
+        if start:
+            body = message.get("body", b"")
+            if len(body) >= MIN_BYTES and not message.get("more_body", False):
+                body = await asyncio.to_thread(pack, body, encoding)
+                message = {**message, "body": body}
+                kept = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+                added = {b"content-encoding": encoding, b"content-length": str(len(body)), b"vary": "Accept-Encoding"}
+                start = {**start, "headers": [*kept, *((name, value.encode()) for name, value in added.items())]}
+            await send(start)
+            start = {}
+        await send(message)
+
+    return packed

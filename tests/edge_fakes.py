@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 
 from deployments.errors import ModelNotFound
+from deployments.statistics import ModelStatistics
 from deployments.types import (
     Array,
     Datatype,
@@ -102,6 +103,7 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self.models = FakeModels()
+        self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
         self.commands: list[Command] = []
         self.observed: list[tuple[str, str, int]] = []
@@ -132,6 +134,9 @@ class FakeGateway:
         result = InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
         context.answered(result)
         return result
+
+    async def statistics(self) -> Mapping[str, ModelStatistics]:
+        return self.counted
 
     async def control(self, command: Command) -> None:
         if self.error:

@@ -1,12 +1,13 @@
 """Gateway: deadlines, and what is counted."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
+from deployments.statistics import ModelStatistics
 from deployments.types import (
     InferRequest,
     InferResult,
@@ -38,15 +39,20 @@ class Case:
         registry.configure({"p": PoolRef()}, {})
         status = ModelStatus("m", "1", Task.TENSOR, Signature((), ()), ModelState.READY, True, timeout_s=30.0)
         registry.update("p", PoolStatus((status,), {}, 1))
-        self.metrics = IngressMetrics()
-        self.gateway = Gateway(registry, Forwarder(self.send), self.metrics, self.gather, self.control)
+        self.counters = IngressMetrics()
+        self.gateway = Gateway(registry, Forwarder(self.send), self.counters, self)
 
     async def send(self, call: Call) -> Sequence[Outcome]:
         self.calls.append(call)
         return [self.answer or InferResult("m", "1", {}) for _ in call.requests]
 
-    async def gather(self) -> bytes:
+    # What the gateway asks of its pools:
+
+    async def metrics(self) -> bytes:
         return b"page"
+
+    async def statistics(self) -> Mapping[str, ModelStatistics]:
+        return {"m:1": ModelStatistics(inference_count=3)}
 
     async def infer(
         self, model: str = "m", timeout_s: float | None = None, principal: Principal = ANONYMOUS
@@ -54,12 +60,12 @@ class Case:
         self.context = Context(principal=principal)
         return await self.gateway.infer(request(model, timeout_s), self.context)
 
-    async def control(self, command: Command) -> None:
+    async def command(self, command: Command) -> None:
         await asyncio.sleep(self.control_s)
         self.commands.append(command)
 
     def count(self, name: str, **labels: str) -> float:
-        samples = [s for metric in self.metrics.collect() for s in metric.samples if s.name == name]
+        samples = [s for metric in self.counters.collect() for s in metric.samples if s.name == name]
         return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
 
@@ -118,6 +124,7 @@ async def test_http_requests_are_counted_and_the_page_comes_from_everybody() -> 
     case.gateway.observe("GET", "/v2", 200, 0.01)
     assert case.count("model_endpoint_http_requests_total", route="/v2", status="200") == 1
     assert await case.gateway.metrics() == b"page"
+    assert (await case.gateway.statistics())["m:1"].inference_count == 3
 
 
 def test_replicas_are_told_apart_on_one_page() -> None:

@@ -110,10 +110,10 @@ async def test_a_body_over_the_limit_is_413_declared_or_streamed(client: httpx.A
 
 
 @DOORS
-async def test_a_compressed_body_is_refused(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_body_that_is_not_packed_as_it_says_is_400(client: httpx.AsyncClient, path: str) -> None:
     response = await client.post(path, content=b"x", headers={"Content-Encoding": "gzip"})
     assert response.status_code == 400
-    assert "'gzip' is not supported" in ENVELOPES[path](response.json())
+    assert "body: ends before its gzip data does" in ENVELOPES[path](response.json())
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream"])

@@ -2,10 +2,14 @@ import logging
 from collections.abc import AsyncIterator
 
 import httpx
+import numpy as np
+import orjson
 import pytest
+from edge_fakes import MAX_BODY_BYTES, FakeGateway
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import BodyTooLarge
+from serve_app.compression import MIN_BYTES, pack
 from serve_app.middleware import ACCESS, REQUEST_ID, ROUTE, AccessLog, BodyLimit, TrailingSlash
 
 
@@ -142,3 +146,36 @@ async def test_a_request_that_ends_without_an_answer_counts_as_499() -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - raised here, without a message
         await AccessLog(gone, watch.observe)(scope, nothing, nothing)  # type: ignore[arg-type]
     assert watch.seen[0][:3] == ("OTHER", "unmatched", 499)
+
+
+async def test_packed_bodies_are_unpacked_and_big_answers_packed(
+    client: httpx.AsyncClient, gateway: FakeGateway
+) -> None:
+    gateway.outputs = {"y": np.zeros(MIN_BYTES, dtype=np.uint8)}
+    body = orjson.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
+    for encoding in ("gzip", "deflate"):
+        headers = {"content-encoding": encoding, "accept-encoding": encoding}
+        response = await client.post("/v2/models/adder/infer", content=pack(body, encoding), headers=headers)
+        assert response.headers["content-encoding"] == encoding
+        assert int(response.headers["content-length"]) < MIN_BYTES / 4
+        assert response.json()["outputs"][0]["shape"] == [MIN_BYTES]
+
+
+async def test_small_answers_and_unwilling_clients_get_them_as_they_are(
+    client: httpx.AsyncClient, gateway: FakeGateway
+) -> None:
+    small = await client.get("/v2", headers={"accept-encoding": "gzip"})
+    gateway.outputs = {"y": np.zeros(MIN_BYTES, dtype=np.uint8)}
+    x = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+    big = await client.post("/v2/models/adder/infer", json={"inputs": [x]}, headers={"accept-encoding": "br"})
+    assert "content-encoding" not in small.headers
+    assert "content-encoding" not in big.headers
+
+
+async def test_a_bomb_is_413_and_an_unknown_encoding_415(client: httpx.AsyncClient) -> None:
+    bomb = pack(bytes(MAX_BODY_BYTES + 1), "gzip")
+    refused = await client.post("/v2/models/adder/infer", content=bomb, headers={"content-encoding": "gzip"})
+    assert (refused.status_code, refused.json()["code"]) == (413, "body_too_large")
+    unknown = await client.post("/v2/models/adder/infer", content=b"{}", headers={"content-encoding": "br"})
+    assert (unknown.status_code, unknown.headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert "Unsupported compression type" in unknown.json()["error"]

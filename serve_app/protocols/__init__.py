@@ -1,12 +1,22 @@
 """The table of all routes. A new endpoint is a codec file beside this one that ends in its rows, `ROWS`, named here.
 
-Read by `serve_app.http`, which serves them, and by `openapi`, which describes them. A row with neither `parse` nor
-`answer` nor `control` is answered by the gateway: `/metrics` alone. A path with a trailing slash is the same path.
+Read by `serve_app.http`, which serves them, and by `openapi`, which describes them. A row with none of `parse`,
+`answer`, `count` and `control` is answered by the gateway: `/metrics` alone. A trailing slash changes nothing.
 """
 
 from functools import cache
 
-from serve_app.protocols import native, openai, service, v2, v2_metadata, v2_repository
+from serve_app.protocols import (
+    native,
+    openai,
+    service,
+    v2,
+    v2_absent,
+    v2_config,
+    v2_metadata,
+    v2_repository,
+    v2_statistics,
+)
 from serve_app.protocols.json_body import dump
 from serve_app.protocols.openapi import document
 from serve_app.protocols.types import Action, Dialect, Endpoint, Envelope, Models, RawRequest, Reply
@@ -31,7 +41,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *native.ROWS,
     *openai.ROWS,
     *v2.ROWS,
+    *v2_statistics.ROWS,
     *v2_metadata.ROWS,
+    *v2_config.ROWS,
+    *v2_absent.ROWS,
     *v2_repository.ROWS,
     *service.ROWS,
     _OPENAPI,

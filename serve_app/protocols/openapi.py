@@ -19,12 +19,13 @@ _INFER_ERRORS = {
     404: "no such model or version",
     405: "wrong method",
     413: "the body is too large",
+    415: "the Content-Encoding is not understood",
     429: "too much is waiting; Retry-After says when to come back",
     500: "the model or the server failed",
     503: "the model cannot be loaded or reached now",
     504: "the deadline passed",
 }
-_EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm"}
+_EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm", "region": "any"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 from pydantic import BaseModel
 
 from deployments.errors import ServeError
+from deployments.statistics import ModelStatistics
 from deployments.types import InferRequest, InferResult, ModelStatus, Order
 
 JSON = "application/json"
@@ -75,6 +76,8 @@ Render: TypeAlias = Callable[[InferResult], Reply]
 Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render]]
 Answer: TypeAlias = Callable[[RawRequest, Models], Reply]
 Control: TypeAlias = Callable[[RawRequest, Models], Command]  # answered with an empty body once it is done
+Counted: TypeAlias = Mapping[str, ModelStatistics]  # by `name:version`
+Count: TypeAlias = Callable[[RawRequest, Models, Counted], Reply]
 Envelope: TypeAlias = Callable[[ServeError, str], bytes]  # (error, request id) -> JSON body
 
 
@@ -100,8 +103,9 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of the route table: `parse` (an inference), `answer` (read from the registry) or `control` (do).
+    """One row of the route table.
 
+    It has one of `parse` (an inference), `answer` (from the registry), `count` (from what pools counted), `control`.
     `path` is a Starlette path. `request` and `response` are the pydantic models the OpenAPI document shows.
     """
 
@@ -112,6 +116,7 @@ class Endpoint:
     dialect: Dialect
     parse: Parse | None = None
     answer: Answer | None = None
+    count: Count | None = None
     control: Control | None = None
     request: type[BaseModel] | None = None
     response: type[BaseModel] | None = None

@@ -15,7 +15,14 @@ from serve_app.protocols.v2_schema import Health, ModelMetadata, ModelNames, Mod
 
 PLATFORM = "pytorch"
 # Triton's names; only what works here is named: perf_analyzer acts on them.
-EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
 _SERVER = dump({"name": "model-endpoint", "version": __version__, "extensions": EXTENSIONS})
 
 

@@ -1,22 +1,22 @@
-"""Triton's statistics extension: true counters of each model, summed over its replicas, which perf_analyzer differences.
+"""Triton's statistics extension: true counters of each model, summed over its replicas.
 
-Called through its rows, with what the pools have counted; `v2_grpc` writes the same figures as protobuf.
+Called through its rows, with what the pools have counted. perf_analyzer takes differences of these. `v2_grpc` writes
+the same figures as protobuf.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
 
 from pydantic import BaseModel
 
+from deployments.statistics import Duration as Counter
 from deployments.statistics import ModelStatistics
 from deployments.types import ModelStatus
 from serve_app.protocols.json_body import dump
-from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Reply
+from serve_app.protocols.types import Action, Counted, Endpoint, Models, RawRequest, Reply
 from serve_app.protocols.v2_errors import MODEL, V2, VERSION
 
-Counted: TypeAlias = Mapping[str, ModelStatistics]
 _NOTHING = ModelStatistics()
+_ZERO = {"count": 0, "ns": 0}
 
 
 class Duration(BaseModel):
@@ -117,3 +117,15 @@ def line(model: ModelStatus, counted: Counted) -> dict[str, object]:
         ],
         "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.size_bytes}] if model.size_bytes else [],
     }
+
+
+def _duration(counter: Counter) -> dict[str, int]:
+    return {"count": counter.count, "ns": counter.ns}
+
+
+_stats = partial(Endpoint, action=Action.READ, dialect=V2, count=statistics, response=StatisticsReply)
+ROWS = (
+    _stats("GET", "/v2/models/stats", summary="Counters of all models"),
+    _stats("GET", f"{MODEL}/stats", summary="Counters of a model"),
+    _stats("GET", f"{VERSION}/stats", summary="Counters of one version of a model"),
+)

@@ -15,6 +15,7 @@
     │   └── RateLimited         429 rate_limited           a limit of this caller is used up: `limit` says which
     ├── EngineFailure           500 engine_failure         the model raised on this input
     ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
+    │   └── CircuitOpen         503 circuit_open           it kept failing and is left alone for a while
     ├── IdentityUnavailable     503 identity_unavailable   credentials cannot be checked now
     ├── PoolUnavailable         503 pool_unavailable       no replica could be reached
     │   └── ReplicaLost         503 replica_lost           a replica died with the request on board
@@ -152,6 +153,12 @@ class ModelUnavailable(ServeError):
     status = 503
     code = "model_unavailable"
     retryable = True
+
+
+class CircuitOpen(ModelUnavailable):
+    """The model keeps failing, and is not asked again before `details["retry_after_s"]`."""
+
+    code = "circuit_open"
 
 
 class IdentityUnavailable(ServeError):

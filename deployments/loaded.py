@@ -59,6 +59,8 @@ class LoadedModel:
                 run_s=max(d.run_s for d in done),
                 finish_s=self._clock() - ran,
             ),
+            digest=self.spec.digest,
+            item_tokens=tuple(item.cost for item in items) if self.spec.cache else (),
         )
 
     def _prepare(self, request: InferRequest) -> list[Item]:

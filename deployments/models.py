@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.engines import check_options, expected_signature
+from deployments.engines import check_options, expected_signature, independent_rows
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.loaded import LoadedModel
 from deployments.residency import Loader, Residency
@@ -213,6 +213,10 @@ class ModelTable:
             labels=entry.labels,
             max_items=entry.spec.batch.max_items,
             n_ready=1 if state is ModelState.READY else 0,
+            digest=entry.spec.digest,
+            cache_ttl_s=entry.spec.cache.ttl_s if entry.spec.cache else None,
+            is_cache_shared=entry.spec.cache is not None and entry.spec.cache.shared,
+            rows=independent_rows(entry.spec),
         )
 
     @staticmethod

@@ -85,6 +85,20 @@ class BatchLimits(Strict):
     )
 
 
+class CacheSpec(Strict):
+    """Marks a model's answers as worth keeping at the endpoint: the same input gives the same answer."""
+
+    ttl_s: float = Field(default=3600.0, gt=0, description="how long an answer is kept at most")
+    shared: bool = Field(
+        default=False,
+        description="one tenant's answers serve the others too, who can tell from its speed that somebody asked",
+    )
+    rows: tuple[str, ...] | None = Field(
+        default=None,
+        description="inputs whose rows are answered independently, each kept by itself; default: as the engine knows",
+    )
+
+
 class ModelSpec(Strict):
     """One model: `name:version`, what it does, where its files are, how it may run."""
 
@@ -108,6 +122,7 @@ class ModelSpec(Strict):
     timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included"
     )
+    cache: CacheSpec | None = Field(default=None, description="keep answers at the endpoint, item by item")
     pinned: bool = Field(default=False, description="load at start, never evict; the endpoint is ready only when it is")
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="share of the device's time against other models that wait for it"
@@ -130,7 +145,7 @@ class ModelSpec(Strict):
     @cached_property
     def digest(self) -> str:
         """Fingerprint of everything that needs the model loaded anew when it changes."""
-        part = self.model_dump_json(exclude={"batch", "timeout_s", "pinned", "weight"})
+        part = self.model_dump_json(exclude={"batch", "timeout_s", "pinned", "weight", "cache"})
         return hashlib.sha256(part.encode()).hexdigest()[:16]
 
 

@@ -96,7 +96,7 @@ class InferRequest:
 
     `timeout_s` is the time left when the request was made or sent on; None means the model's own default.
     `outputs` names the wanted outputs; None means all. `tenant` is whose work it is, for fair turns; a higher
-    `priority` goes first; `trace` is a W3C traceparent, or empty.
+    `priority` goes first; `trace` is a W3C traceparent, or empty. `user` is the caller's own word for whom it asks.
     """
 
     model: str
@@ -109,6 +109,7 @@ class InferRequest:
     tenant: str = ""
     priority: int = 0
     trace: str = ""
+    user: str = ""
 
     @property
     def n_items(self) -> int:
@@ -153,6 +154,8 @@ class InferResult:
     outputs: Tensors
     usage: Usage = Usage()
     timings: Timings = Timings()
+    digest: str = ""  # of the configuration that gave it
+    item_tokens: tuple[int, ...] = ()  # what each item cost, where answers may be kept
 
 
 # One entry a request, in order, where requests share a call: the one place where an error travels as a value,
@@ -201,6 +204,10 @@ class ModelStatus:
     n_ready: int = 0  # replicas that have it in memory
     load_s: float = 0.0  # how long a load is going to take, from those measured; 0.0 is not known yet
     max_held: int = 0  # requests that may wait while it loads; 0 is without a limit
+    digest: str = ""  # of the configuration in force
+    cache_ttl_s: float | None = None  # how long an answer may be kept; None: not at all
+    is_cache_shared: bool = False  # one tenant's answers serve the others too
+    rows: tuple[str, ...] = ()  # inputs whose rows are answered independently of one another
 
     @property
     def key(self) -> str:

@@ -3,15 +3,11 @@
 `EndpointArgs` needs new ingress processes when it changes; `EndpointConfig` (the Ingress's user_config) never does.
 """
 
-from typing import Annotated
-
 from pydantic import Field
 
 from deployments.spec import Bytes, Strict
 from serve_app.auth_config import AuthConfig
-
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-ModelRef = Annotated[str, Field(pattern=rf"^{_PART}(:{_PART})?$")]  # `name` or `name:version`
+from serve_app.traffic_config import Alias, Breaker, Bulkhead, CacheConfig, Fallback, ModelRef, Retries
 
 
 class EndpointArgs(Strict):
@@ -30,12 +26,19 @@ class EndpointConfig(Strict):
     """`user_config` of the Ingress deployment."""
 
     pools: dict[str, PoolRef] = Field(default_factory=dict, description="pool applications by name")
-    aliases: dict[ModelRef, ModelRef] = Field(
+    aliases: dict[ModelRef, Alias] = Field(
         default_factory=dict,
-        description="names (`prod`, or `bert:prod` as a version of bert) and the model each stands for; a moved one is "
-        "loaded and warm before the name moves",
+        description="names (`prod`, or `bert:prod` as a version of bert) and the model each stands for, or several by "
+        "weight; a moved one is loaded and warm before the name moves",
     )
     max_timeout_s: float = Field(default=60.0, gt=0, description="longest time a request may ask for")
     refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
     access_log: bool = Field(default=True, description="one log line a request")
     auth: AuthConfig = Field(default=AuthConfig(), description="who may ask")
+    fallbacks: dict[str, Fallback] = Field(
+        default_factory=dict, description="who answers instead, by alias, model or model version"
+    )
+    cache: CacheConfig = CacheConfig()
+    retries: Retries | None = Field(default=None, description="default: a request is sent once")
+    breaker: Breaker | None = Field(default=None, description="default: failing models are asked all the same")
+    bulkhead: Bulkhead | None = Field(default=None, description="default: a model may take the whole ingress")

@@ -4,6 +4,7 @@ Made by a door (`http.py`, `ingress.py`, gRPC), filled by `gateway.py` and its p
 sends `headers` and `server_timing()` with whatever it answers, and by the request log. Holds facts, decides nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -35,6 +36,7 @@ class Context:
     route: str = ""  # path template or rpc, never a path
     action: Action = Action.INFER
     principal: Principal = NOBODY
+    metadata: Mapping[str, str] = field(default_factory=dict)  # headers or gRPC metadata as they came, lower-case names
     started: float = field(default_factory=MONOTONIC)
 
     model: str = ""

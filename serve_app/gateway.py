@@ -79,6 +79,7 @@ class Gateway:
             Unauthenticated: nobody we know.
             PermissionDenied: somebody who may not do this to any model.
         """
+        context.metadata = headers
         if context.action is Action.OPEN:
             return
         started = self._clock()
@@ -128,7 +129,10 @@ class Gateway:
         finally:
             if permit is not None:
                 permit.release(context)
-            self._metrics.request(model, code, self._clock() - started)
+            seconds = self._clock() - started
+            self._metrics.request(model, code, seconds)
+            if context.arm:
+                self._metrics.traffic.arm(plan.asked, context.arm, code, seconds)
 
     def record(self, context: Context) -> None:
         """Write a finished request down; every door calls this once a request, however it ended."""

@@ -12,12 +12,16 @@ from deployments.errors import ServeError
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
-from deployments.types import InferRequest, InferResult
+from deployments.types import InferRequest, InferResult, ModelStatus
 from serve_app.addresses import is_loopback
 from serve_app.audit import audit
 from serve_app.auth import Authenticator
+from serve_app.breaker import Breakers
+from serve_app.bulkhead import Bulkheads
+from serve_app.cache import ResponseCache
 from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.context import Context, Door
+from serve_app.fallback import FallbackChain
 from serve_app.forwarder import Forwarder, Target
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, listening_host
@@ -27,6 +31,9 @@ from serve_app.policies import Policies
 from serve_app.pools import PoolControl
 from serve_app.principals import CLUSTER
 from serve_app.registry import Registry
+from serve_app.retry import Retry
+from serve_app.routing import Routes
+from serve_app.shadow import Shadows
 from serve_app.telemetry import IngressMetrics
 
 logger = logging.getLogger(__name__)
@@ -43,10 +50,22 @@ class Ingress:
         self._registry = Registry()
         self._pools = PoolControl(self._registry, self._handles)
         self._metrics = IngressMetrics()
-        forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
+        self._forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
+        self._shadows = Shadows(self._registry, self._ask, self._metrics.traffic)
         self._auth = Authenticator()
-        policies = Policies(identity=self._auth)  # each policy is made here; their order and shapes: policies.py
-        self._gateway = Gateway(self._registry, forwarder, self._metrics, self._pools, policies)
+        policies = Policies(  # each policy is made here; their shapes: policies.py
+            identity=self._auth,
+            router=Routes(self._registry),
+            layers=(
+                FallbackChain(self._registry, self._metrics.traffic),
+                ResponseCache(self._metrics.traffic),
+                Bulkheads(self._metrics.traffic),
+                Retry(self._metrics.traffic),
+                Breakers(self._metrics.traffic),
+            ),
+            observers=(self._shadows,),
+        )
+        self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies)
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
@@ -98,6 +117,7 @@ class Ingress:
     async def __del__(self) -> None:
         if self._refreshing is not None:
             self._refreshing.cancel()
+        await self._shadows.aclose()
 
     async def _learn_host(self) -> None:
         """Find out whether other machines reach this endpoint; until it is known, they are taken to."""
@@ -126,3 +146,6 @@ class Ingress:
             logger.warning("model %s is not warm, so no name moves to it yet: %s", target.key, exc.message)
         finally:
             self._warming.pop(target.key, None)
+
+    async def _ask(self, model: ModelStatus, request: InferRequest, deadline: float) -> InferResult:
+        return await self._forwarder.forward(self._registry.target(model), request, deadline)

@@ -14,6 +14,7 @@ from serve_app.aliases import Aliases, Rank
 from serve_app.config import PoolRef
 from serve_app.forwarder import Target
 from serve_app.protocols.types import Readiness
+from serve_app.traffic_config import Alias
 
 
 @dataclass(slots=True)
@@ -31,11 +32,11 @@ class Registry:
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
         self._targets: dict[str, Target] = {}
-        self.aliases: Aliases[str] = Aliases(lambda target: (target,))
+        self.aliases: Aliases[Alias] = Aliases(lambda alias: alias.models)
         self._newest: Aliases[str] = Aliases(lambda target: (target,))  # what a name without a version stands for
 
     def configure(
-        self, pools: Mapping[str, PoolRef], refused: Mapping[str, str], aliases: Mapping[str, str] | None = None
+        self, pools: Mapping[str, PoolRef], refused: Mapping[str, str], aliases: Mapping[str, Alias] | None = None
     ) -> None:
         """Say which pools and aliases there are; what is known of those that stay is kept.
 
@@ -80,21 +81,28 @@ class Registry:
             ModelUnavailable: it is configured, but its entry was refused.
             PoolUnavailable: not every pool has been heard of, so it cannot be told.
         """
-        if version is None and ":" in name:
-            name, _, version = name.partition(":")
-        asked = name if version is None else model_key(name, version)
-        if version is None or version not in self._versions.get(name, {}):  # an alias never hides a real version
-            target = self.aliases.get(asked)
-            if target is not None:
-                name, _, version = target.partition(":")
-        model = self._find(name, version or None)
+        ref = name if version is None else model_key(name, version)
+        alias = self.alias(ref)
+        return self.model(ref if alias is None else alias.models[0])
+
+    def alias(self, ref: str) -> Alias | None:
+        """Return what a name stands for now, if it is an alias; one never hides a real version."""
+        name, _, version = ref.partition(":")
+        return None if version in self._versions.get(name, {}) else self.aliases.get(ref)
+
+    def model(self, ref: str) -> ModelStatus:
+        """Return the model `name:version`, or the newest `name` that can serve; no aliases. Raises as `resolve`."""
+        model = self._find_ref(ref)
         if model is None:
+            name, _, version = ref.partition(":")
             raise self._missing(name, version or None)
         return model
 
     def moving(self) -> tuple[tuple[Target, int], ...]:
         """Return the models to be warmed, because a name is about to move to them, and on how many replicas."""
-        moving = [*self.aliases.moving().values(), *self._newest.moving().values()]
+        moving = [*self._newest.moving().values()]
+        for old, new in self.aliases.moving().values():
+            moving += [(old.models[0], target) for target in new.models]
         found = [(self._find_ref(new), self._find_ref(old)) for old, new in moving]
         return tuple(
             (self._targets[new.key], max(old.n_ready if old else 0, 1))
@@ -127,10 +135,15 @@ class Registry:
                 waiting.update(_waiting(name, pool))
         is_ready = not waiting
         for alias, (old, new) in self.aliases.moving().items():
-            model = self._find_ref(new)
-            why = f"{model.state.value} {model.reason}".rstrip() if model else "there is no such model"
+            why = ", ".join(f"{target} {self._stand(target)}" for target in new.models)
             waiting[f"alias {alias}"] = f"stands for {old}, is going to stand for {new}: {why}"
-        return Readiness(is_ready, waiting, rejected, dict(self.aliases.current))
+        return Readiness(
+            is_ready, waiting, rejected, {name: str(alias) for name, alias in self.aliases.current.items()}
+        )
+
+    def _stand(self, ref: str) -> str:
+        model = self._find_ref(ref)
+        return f"is {model.state.value} {model.reason}".rstrip() if model else "does not exist"
 
     def _find(self, name: str, version: str | None) -> ModelStatus | None:
         if version is None:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from deployments.metrics import ReplicaMetrics
 from deployments.types import ModelStatus
 from serve_app.forwarder import Call
+from serve_app.traffic_metrics import TrafficMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
@@ -56,6 +57,7 @@ class IngressMetrics:
             buckets=_REQUESTS,
             registry=registry,
         )
+        self.traffic = TrafficMetrics(registry)
 
     def request(self, model: ModelStatus, code: str, seconds: float) -> None:
         """Count one inference request."""

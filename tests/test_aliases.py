@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deployments.errors import ModelNotFound
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 from serve_app.aliases import Aliases, Rank
-from serve_app.config import PoolRef
+from serve_app.config import EndpointConfig, PoolRef
 from serve_app.registry import Registry
 
 
@@ -22,7 +22,8 @@ class Endpoint:
         self.report(**versions)
 
     def configure(self, aliases: Mapping[str, str]) -> None:
-        self.registry.configure({"p": PoolRef()}, {}, aliases)
+        config = EndpointConfig.model_validate({"aliases": aliases})
+        self.registry.configure({"p": PoolRef()}, {}, config.aliases)
 
     def report(self, **versions: ModelState) -> None:
         models = tuple(
@@ -49,7 +50,7 @@ def test_an_alias_moves_only_when_its_target_is_warm(name: str) -> None:
     assert endpoint.warming() == ["bert:2"]
     waiting = endpoint.registry.readiness()
     assert waiting.is_ready
-    assert "is going to stand for bert:2: UNLOADED" in waiting.waiting[f"alias {name}"]
+    assert "is going to stand for bert:2: bert:2 is UNLOADED" in waiting.waiting[f"alias {name}"]
     endpoint.report(v1=READY, v2=LOADING)
     assert endpoint.stands_for(name) == "1"
     endpoint.report(v1=READY, v2=READY)

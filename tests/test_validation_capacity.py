@@ -136,6 +136,10 @@ def test_the_flags_of_the_ray_processes_count_for_the_message_limit(tmp_path: Pa
 WARNED: Table = {
     "no router": ([((*POOL, "request_router_config"), GONE)], "every replica would load every model"),
     "idle GPU": ([((*OPTIONS, "num_gpus"), 1)], "leaves idle"),
+    "bulkhead": (
+        [((*INGRESS, "user_config", "bulkhead", "max_requests"), 1000)],
+        "applications[0].deployments[0].user_config.bulkhead.max_requests: one model could take the whole ingress",
+    ),
     "few calls": ([((*SHARED, "max_ongoing_requests"), 8)], "16 calls or more may come at once"),
     "no room to change": ([(("applications", 1, "args", "budget_bytes"), "100MiB")], "a changed version (86.7 MiB)"),
     "foreign application": (

@@ -35,6 +35,7 @@ class EngineRow:
     tasks: tuple[Task, ...]
     options: type[Strict]
     signature: Signature  # before loading: varying sizes stand as -1
+    rows: tuple[str, ...] = ()  # inputs whose rows are answered independently of one another
 
 
 ENGINES: dict[str, EngineRow] = {
@@ -43,24 +44,28 @@ ENGINES: dict[str, EngineRow] = {
         (Task.FEATURE_EXTRACTION,),
         EmbeddingOptions,
         Signature((_TEXT,), (TensorSpec("embedding", Datatype.FP32, (-1, -1)),)),
+        rows=("text",),
     ),
     "text-classification": EngineRow(
         "deployments.engines.text_classification:TextClassification",
         (Task.TEXT_CLASSIFICATION,),
         ClassificationOptions,
         Signature((_TEXT, TensorSpec("text_pair", Datatype.BYTES, (-1,), optional=True)), _LABEL_SCORE),
+        rows=("text", "text_pair"),
     ),
     "zero-shot-classification": EngineRow(
         "deployments.engines.zero_shot_classification:ZeroShotClassification",
         (Task.ZERO_SHOT_CLASSIFICATION,),
         ZeroShotOptions,
         Signature((_TEXT, TensorSpec("candidate_labels", Datatype.BYTES, (-1,))), _LABEL_SCORE),
+        rows=("text",),
     ),
     "token-classification": EngineRow(
         "deployments.engines.token_classification:TokenClassification",
         (Task.TOKEN_CLASSIFICATION,),
         NoOptions,
         Signature((_TEXT,), (TensorSpec("entities", Datatype.BYTES, (-1,)),)),
+        rows=("text",),
     ),
     "fill-mask": EngineRow(
         "deployments.engines.fill_mask:FillMask",
@@ -75,24 +80,28 @@ ENGINES: dict[str, EngineRow] = {
                 TensorSpec("sequence", Datatype.BYTES, (-1, -1)),
             ),
         ),
+        rows=("text",),
     ),
     "cross-encoder": EngineRow(
         "deployments.engines.cross_encoder:CrossEncoder",
         (Task.TEXT_RANKING,),
         NoOptions,
         Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
+        rows=("text",),
     ),
     "bi-encoder": EngineRow(
         "deployments.engines.bi_encoder:BiEncoder",
         (Task.TEXT_RANKING,),
         EmbeddingOptions,
         Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
+        rows=("text",),
     ),
     "image-classification": EngineRow(
         "deployments.engines.image_classification:ImageClassification",
         (Task.IMAGE_CLASSIFICATION,),
         ClassificationOptions,
         Signature((TensorSpec("image", Datatype.BYTES, (-1,)),), _LABEL_SCORE),
+        rows=("image",),
     ),
     "tensor": EngineRow("deployments.engines.tensor:TensorProgram", (Task.TENSOR,), TensorOptions, _DYNAMIC),
     "custom": EngineRow("deployments.engines.custom:load_custom", tuple(Task), CustomOptions, _DYNAMIC),
@@ -133,6 +142,16 @@ def expected_signature(spec: ModelSpec) -> Signature:
     if isinstance(options, TensorOptions):
         return Signature(tuple(t.spec() for t in options.inputs), tuple(t.spec() for t in options.outputs))
     return ENGINES[engine_name(spec)].signature
+
+
+def independent_rows(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the inputs whose rows are answered independently; none: a request is one whole."""
+    if spec.cache is not None and spec.cache.rows is not None:
+        return spec.cache.rows
+    name = engine_name(spec)
+    if name == "tensor" and spec.options.get("batched", True):
+        return tuple(tensor.name for tensor in expected_signature(spec).inputs)
+    return ENGINES[name].rows
 
 
 def set_threads(threads: int | None) -> None:

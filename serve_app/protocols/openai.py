@@ -38,7 +38,8 @@ def parse_embeddings(raw: RawRequest, models: Models) -> tuple[InferRequest, Ren
             f"model: {status.name!r} does {status.task}; embeddings need a model for {Task.FEATURE_EXTRACTION}",
             field="model",
         )
-    request = InferRequest(body.model, {"text": text_array(texts)}, request_id=raw.request_id)
+    inputs = {"text": text_array(texts)}
+    request = InferRequest(body.model, inputs, request_id=raw.request_id, user=body.user or "")
     return request, partial(_render, body.encoding_format, body.dimensions)
 
 

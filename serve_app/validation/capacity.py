@@ -39,6 +39,7 @@ def _ingress(app: App, args: EndpointArgs, message_bytes: int | None) -> Iterato
         yield Problem((*app.place, "args", "max_body_bytes"), rule)
     if "Ingress" in app.deployments:
         yield from _ongoing(*app.deployments["Ingress"], at_least=_FEW_REQUESTS, unit="requests")
+        yield from _bulkhead(*app.deployments["Ingress"], app.user_config("Ingress").get("bulkhead"))
 
 
 def _pool(app: App, args: PoolArgs) -> Iterator[Problem]:
@@ -67,6 +68,14 @@ def _ongoing(place: Place, data: Mapping[str, object], *, at_least: int, unit: s
         yield Problem(where, f"missing: Serve's default of 5 {unit} at once is too low; write {at_least} or more")
     elif isinstance(limit, int) and limit < at_least:
         yield Problem(where, f"{at_least} {unit} or more may come at once; the rest would wait", limit, is_warning=True)
+
+
+def _bulkhead(place: Place, data: Mapping[str, object], settings: object) -> Iterator[Problem]:
+    limit = data.get("max_ongoing_requests")
+    given = settings.get("max_requests") if isinstance(settings, dict) else None
+    if isinstance(limit, int) and isinstance(given, int) and given >= limit:
+        rule = f"one model could take the whole ingress, which holds {limit} requests; write less"
+        yield Problem((*place, "user_config", "bulkhead", "max_requests"), rule, given, is_warning=True)
 
 
 def _budget(app: App, budget: int, sizes: Mapping[str, int]) -> Iterator[Problem]:

@@ -1,0 +1,111 @@
+"""How much of this ingress replica one model may take, and who is turned away when more comes.
+
+A layer of `gateway.py`. A model has at most `max_requests` here at once; a request that would wait longer than its
+own deadline is turned away at once instead of after it. `Retry-After` is what waits divided by how fast it is worked
+off, measured while the model is busy: throughput says nothing of capacity while nobody waits.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deployments.errors import Overloaded
+from deployments.types import MONOTONIC, Clock, InferResult
+from serve_app.config import EndpointConfig
+from serve_app.policies import Answer, Work
+from serve_app.traffic_config import Bulkhead
+from serve_app.traffic_metrics import TrafficMetrics
+
+BUSY = 16  # requests of a model at once from which on its throughput is what it can do
+_FADE_S = 4.0  # answers of that long ago weigh a third
+_SPAN_S = 1.0  # busy time before a rate means anything
+_UNKNOWN_S = 1.0  # Retry-After while nothing is measured
+_LONGEST_S = 60.0
+
+
+class Compartment:
+    """One model's requests in flight, and how fast they end while it is busy."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._busy_since: float | None = None
+        self._ended = 0.0  # requests ended since then, fading
+        self._ended_at = 0.0
+        self.n_requests = 0
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until what is here now is done; None while it is not known."""
+        if self._busy_since is None or not self._ended:
+            return None
+        now = self._clock()
+        busy_s = now - self._busy_since
+        if busy_s < _SPAN_S:
+            return None
+        per_s = self._faded(now) / (_FADE_S * (1 - math.exp(-busy_s / _FADE_S)))
+        return self.n_requests / per_s
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Hold a place."""
+        self.n_requests += 1
+        if self._busy_since is None and self.n_requests >= BUSY:
+            self._busy_since = self._ended_at = self._clock()
+            self._ended = 0.0
+        try:
+            yield
+        finally:
+            self.n_requests -= 1
+            if self.n_requests < BUSY // 2:
+                self._busy_since = None
+            elif self._busy_since is not None:
+                now = self._clock()
+                self._ended, self._ended_at = self._faded(now) + 1, now
+
+    def _faded(self, now: float) -> float:
+        return self._ended * math.exp((self._ended_at - now) / _FADE_S)
+
+
+class Bulkheads:
+    """One compartment a model."""
+
+    def __init__(self, metrics: TrafficMetrics, clock: Clock = MONOTONIC) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._settings: Bulkhead | None = None
+        self._compartments: dict[str, Compartment] = {}
+
+    def configure(self, config: EndpointConfig) -> None:
+        """Take the settings; requests already here stay."""
+        self._settings = config.bulkhead
+
+    async def answer(self, work: Work, compute: Answer) -> InferResult:
+        """Let a request through if there is room and time for it.
+
+        Raises:
+            Overloaded: there is not; `retry_after_s` says when there will be.
+        """
+        if self._settings is None:
+            return await compute(work)
+        key = work.plan.primary.key
+        here = self._compartments.get(key)
+        if here is None:
+            here = self._compartments[key] = Compartment(self._clock)
+        self._check(here, work, self._settings)
+        try:
+            with here.request():
+                return await compute(work)
+        finally:
+            if not here.n_requests:
+                self._compartments.pop(key, None)
+
+    def _check(self, here: Compartment, work: Work, settings: Bulkhead) -> None:
+        wait_s = here.wait_s
+        if here.n_requests >= settings.max_requests:
+            reason, why = "full", f"{here.n_requests} requests are waiting for model {work.plan.primary.key!r}"
+        elif wait_s is not None and wait_s > work.deadline - self._clock():
+            reason, why = "late", f"model {work.plan.primary.key!r} would answer in {wait_s:.3g} s, after the deadline"
+        else:
+            return
+        self._metrics.shed(work.plan.primary, reason)
+        raise Overloaded(why, retry_after_s=min(wait_s or _UNKNOWN_S, _LONGEST_S))

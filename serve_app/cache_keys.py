@@ -1,0 +1,84 @@
+"""What decides an answer, hashed: a key for each row of a request, or one for all of it.
+
+Used by `cache.py` only. Pure. Every part is written with its length, so that no two different requests can spell the
+same bytes; request id, priority, deadline and trace decide nothing and are left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import orjson
+
+from deployments.types import Array, InferRequest, ModelStatus
+
+_DIGEST_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one request. `rows` are the inputs that were taken apart; none: the only key stands for all of it."""
+
+    keys: Sequence[bytes]
+    rows: tuple[str, ...] = ()
+
+
+def keys_of(model: ModelStatus, request: InferRequest) -> Keys | None:
+    """Return the keys of a request to a cacheable model; None for one that no model takes: the pool says why."""
+    rows = tuple(name for name in model.rows if name in request.inputs)
+    base = blake2b(digest_size=_DIGEST_BYTES)
+    owner = None if model.is_cache_shared else request.tenant
+    identity = [model.name, model.version, model.digest, model.task, owner, request.outputs, request.params, rows]
+    try:
+        _write(base, orjson.dumps(identity, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY))
+        for name in sorted(request.inputs.keys() - set(rows)):
+            _write(base, name.encode())
+            _write_array(base, request.inputs[name])
+        if not rows:
+            return Keys([base.digest()])
+        columns = [_column(request.inputs[name]) for name in rows]
+    except TypeError:  # a parameter that is not JSON, an element that is not bytes
+        return None
+    if not columns[0] or any(len(column) != len(columns[0]) for column in columns):
+        return None
+    return Keys([_row_key(base, row) for row in zip(*columns, strict=True)], rows)
+
+
+def _row_key(base: blake2b, row: Sequence[bytes]) -> bytes:
+    one = base.copy()
+    for part in row:
+        _write(one, part)
+    return one.digest()
+
+
+def _column(array: Array) -> list[bytes]:
+    """Return the bytes of each row, its datatype and shape included where they are not those of a plain text."""
+    if array.ndim == 1 and array.dtype.hasobject:
+        return [_checked(element) for element in array]
+    if not array.ndim:
+        return []
+    return [_array_bytes(array[row]) for row in range(array.shape[0])]
+
+
+def _write_array(into: blake2b, array: Array) -> None:
+    _write(into, _array_bytes(array))
+
+
+def _array_bytes(array: Array) -> bytes:
+    array = np.asarray(array)
+    head = f"{array.dtype.str}{array.shape}".encode()
+    if not array.dtype.hasobject:
+        return head + array.tobytes()
+    return head + b"".join(len(_checked(e)).to_bytes(8, "little") + e for e in array.flat)
+
+
+def _checked(element: object) -> bytes:
+    if type(element) is not bytes:
+        raise TypeError("not bytes")
+    return element
+
+
+def _write(into: blake2b, part: bytes) -> None:
+    into.update(len(part).to_bytes(8, "little"))
+    into.update(part)

@@ -17,6 +17,7 @@
     ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
     │   └── CircuitOpen         503 circuit_open           it kept failing and is left alone for a while
     ├── IdentityUnavailable     503 identity_unavailable   credentials cannot be checked now
+    ├── LimitsUnavailable       503 limits_unavailable     limits cannot be counted, and are closed then
     ├── PoolUnavailable         503 pool_unavailable       no replica could be reached
     │   └── ReplicaLost         503 replica_lost           a replica died with the request on board
     └── DeadlineExceeded        504 deadline_exceeded
@@ -166,6 +167,14 @@ class IdentityUnavailable(ServeError):
 
     status = 503
     code = "identity_unavailable"
+    retryable = True
+
+
+class LimitsUnavailable(ServeError):
+    """The counters of the limits cannot be reached."""
+
+    status = 503
+    code = "limits_unavailable"
     retryable = True
 
 

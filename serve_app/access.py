@@ -17,8 +17,12 @@ def permit_action(context: Context) -> None:
 
 
 def authorise(principal: Principal, action: Action, asked: str, model: ModelStatus) -> None:
-    """Raise PermissionDenied unless the principal may do this to the model, by the name asked for or its own."""
-    if not principal.may(action, asked, model.name, model.key):
+    """Raise PermissionDenied unless the principal may do this to the model.
+
+    An alias is granted by its own name only: whom it means may change, and differ from one request to the next.
+    """
+    is_alias = asked not in (model.name, model.key)
+    if not (principal.may(action, asked) if is_alias else principal.may(action, model.name, model.key)):
         raise _denied(principal, action, asked)
 
 

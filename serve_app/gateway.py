@@ -19,10 +19,10 @@ from deployments.statistics import ModelStatistics
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
-from serve_app.context import Context
+from serve_app.context import CANCELLED, Context
 from serve_app.forwarder import Forwarder
 from serve_app.policies import Answer, Policies, Work
-from serve_app.principals import ANONYMOUS
+from serve_app.principals import ANONYMOUS, CLUSTER, Principal
 from serve_app.protocols.types import Action, Command, Models
 from serve_app.registry import Registry
 from serve_app.routing import Plan
@@ -114,21 +114,19 @@ class Gateway:
         authorise(context.principal, Action.INFER, plan.asked, plan.primary)
         model = plan.primary
         context.model, context.version = model.name, model.version
-        code = "cancelled"
+        code = CANCELLED
         limiter, permit = self._policies.limiter, None
         try:
             deadline = started + self._timeout_s(request, model.timeout_s)
             permit = await limiter.admit(request, plan, context) if limiter else None
-            principal = context.principal
-            request = replace(request, tenant=principal.name, priority=principal.priority)
-            yield Work(request, plan, deadline, context)
+            yield Work(_stamped(request, context.principal), plan, deadline, context)
             code = "ok"
         except ServeError as exc:
             code = exc.code
             raise
         finally:
             if permit is not None:
-                permit.release(context)
+                permit.release(context, code)
             seconds = self._clock() - started
             self._metrics.request(model, code, seconds)
             if context.arm:
@@ -181,3 +179,10 @@ class Gateway:
         if request.timeout_s <= 0:
             raise InvalidInput("timeout must be greater than 0", field="timeout_s")
         return min(request.timeout_s, default_s, self.config.max_timeout_s)
+
+
+def _stamped(request: InferRequest, principal: Principal) -> InferRequest:
+    """Return the request as its principal's; code inside the cluster may have said whose work it does."""
+    if principal is CLUSTER:
+        return replace(request, tenant=request.tenant or principal.name)
+    return replace(request, tenant=principal.name, priority=principal.priority)

@@ -26,10 +26,12 @@ from serve_app.forwarder import Forwarder, Target
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, listening_host
 from serve_app.http import build_asgi
+from serve_app.limits import Limits
 from serve_app.middleware import ACCESS
 from serve_app.policies import Policies
 from serve_app.pools import PoolControl
 from serve_app.principals import CLUSTER
+from serve_app.redis_counters import open_redis
 from serve_app.registry import Registry
 from serve_app.retry import Retry
 from serve_app.routing import Routes
@@ -53,9 +55,11 @@ class Ingress:
         self._forwarder = Forwarder(self._handles.send, observe=self._metrics.call)
         self._shadows = Shadows(self._registry, self._ask, self._metrics.traffic)
         self._auth = Authenticator()
+        self._limits = Limits(self._metrics, open_redis)
         policies = Policies(  # each policy is made here; their shapes: policies.py
             identity=self._auth,
             router=Routes(self._registry),
+            limiter=self._limits,
             layers=(
                 FallbackChain(self._registry, self._metrics.traffic),
                 ResponseCache(self._metrics.traffic),
@@ -86,7 +90,7 @@ class Ingress:
         audit("configuration")
         ACCESS.disabled = not config.access_log
         self._refused = {}
-        self._registry.configure(config.pools, self._auth.problems, config.aliases)
+        self._registry.configure(config.pools, self._problems(), config.aliases)
         await self._learn_host()
         if self._refreshing is None:
             loop = asyncio.get_running_loop()
@@ -119,6 +123,9 @@ class Ingress:
             self._refreshing.cancel()
         await self._shadows.aclose()
 
+    def _problems(self) -> dict[str, str]:
+        return self._auth.problems | self._limits.problems
+
     async def _learn_host(self) -> None:
         """Find out whether other machines reach this endpoint; until it is known, they are taken to."""
         try:
@@ -136,7 +143,7 @@ class Ingress:
                     task = asyncio.create_task(self._warm(target, n_copies))
                     self._warming[target.key] = task
             self._auth.refresh()
-            self._registry.refuse(self._refused | self._auth.problems)
+            self._registry.refuse(self._refused | self._problems())
             await asyncio.sleep(self._gateway.config.refresh_s)
 
     async def _warm(self, target: Target, n_copies: int) -> None:

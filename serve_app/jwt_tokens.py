@@ -117,7 +117,7 @@ class TokenVerifier:
         values = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
         grants = [config.grants[v] for v in values if isinstance(v, str) and v in config.grants]
         priority = max((PRIORITIES[grant.priority] for grant in grants), default=0)
-        principal = Principal(f"jwt:{name}"[:256], "jwt", tuple(grant.scope() for grant in grants), priority)
+        principal = Principal(f"jwt:{name}"[:256], "", tuple(grant.scope() for grant in grants), priority)
         return principal, float(claims["exp"]) + config.leeway_s - _wall()
 
     async def _key(self, key_id: object) -> jwt.PyJWK:

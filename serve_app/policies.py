@@ -51,8 +51,8 @@ class Router(Protocol):
 class Permit(Protocol):
     """What was granted to one request; given back when it ends, whichever way."""
 
-    def release(self, context: Context) -> None:
-        """Give it back and settle what the request really cost."""
+    def release(self, context: Context, code: str) -> None:
+        """Give it back and settle what the request really cost; `code` is how it ended (ok, cancelled, an error's)."""
 
 
 class Limiter(Protocol):

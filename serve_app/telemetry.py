@@ -6,7 +6,7 @@ Prometheus reaches one ingress replica per scrape, so `/metrics` merges everybod
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -58,6 +58,30 @@ class IngressMetrics:
             registry=registry,
         )
         self.traffic = TrafficMetrics(registry)
+
+        self._limited = Counter(
+            "model_endpoint_limited_requests",
+            "Requests refused by a limit.",
+            ("limit", "unit"),
+            registry=registry,
+        )
+        self._limit_store = Gauge(
+            "model_endpoint_limit_store_up", "1 while the shared counters of limits answer.", registry=registry
+        )
+        self._limit_store_failures = Counter(
+            "model_endpoint_limit_store_failures", "Calls to the shared counters that failed.", registry=registry
+        )
+        self._limit_store.set(1)
+
+    def limited(self, limit: str, unit: str) -> None:
+        """Count one request refused by a limit."""
+        self._limited.labels(limit, unit).inc()
+
+    def limit_store(self, is_up: bool) -> None:
+        """Say whether the shared counters answer."""
+        self._limit_store.set(is_up)
+        if not is_up:
+            self._limit_store_failures.inc()
 
     def request(self, model: ModelStatus, code: str, seconds: float) -> None:
         """Count one inference request."""

@@ -19,6 +19,7 @@ from deployments.types import (
     Signature,
     Task,
 )
+from serve_app.access import authorise
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context
 from serve_app.forwarder import Call, Forwarder
@@ -176,3 +177,13 @@ async def test_a_principal_sees_only_what_it_may_use_and_learns_no_other_name() 
         assert "models: m" not in str(caught.value)
     everything = case.gateway.visible(Context(action=Action.READ, principal=scoped("*")))
     assert [model.key for model in everything.all()] == ["m:1"]
+
+
+async def test_an_alias_is_granted_by_its_own_name_only() -> None:
+    model = Case().gateway.models.resolve("m")
+    for principal, granted in ((scoped("chat"), True), (scoped("m*"), False), (scoped("*"), True)):
+        if granted:
+            authorise(principal, Action.INFER, "chat", model)
+            continue
+        with pytest.raises(PermissionDenied, match="'chat'"):
+            authorise(principal, Action.INFER, "chat", model)

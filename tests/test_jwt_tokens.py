@@ -69,7 +69,7 @@ class Issuer:
 async def test_a_good_token_is_a_principal_with_what_its_scopes_grant() -> None:
     issuer = Issuer("k1", "k2")
     principal = await issuer.verifier.verify(token())
-    assert (principal.name, principal.credential, principal.priority) == ("jwt:alice", "jwt", -1)
+    assert (principal.name, principal.credential, principal.priority) == ("jwt:alice", "", -1)
     assert principal.may(Action.INFER, "minilm")
     assert not principal.may(Action.INFER, "other")
     assert not principal.may(Action.ADMIN)

@@ -1,0 +1,130 @@
+"""Counters that limits take from: leaky rates, calendar windows, permits. The embedded store; Redis has the same rules.
+
+    rate     `used` leaks away at `per_s`; a take fits while used + cost <= limit
+    window   a count under a key that names its window, so the next window starts empty
+    permits  how many are out; given back one by one
+
+A demand takes from all of its counters or from none. Time is passed in; called by `limits.py` only.
+"""
+
+import math
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from deployments.types import MONOTONIC, Clock
+
+_SWEEP_S = 60.0
+
+
+class Kind(StrEnum):
+    """How a counter is refilled."""
+
+    RATE = "rate"
+    WINDOW = "window"
+    PERMITS = "permits"
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A wish to take `cost` from one counter. `per_s` refills a rate; `ends_in_s` is how long a window still runs."""
+
+    key: str
+    kind: Kind
+    limit: float
+    cost: float
+    per_s: float = 0.0
+    ends_in_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether all takes fitted; else which did not, and how long until it would (inf: never).
+
+    `remaining` is what each counter has left afterwards.
+    """
+
+    remaining: tuple[float, ...]
+    refused: int | None = None
+    wait_s: float = 0.0
+
+
+class Store(Protocol):
+    """Where counters live."""
+
+    def take(self, takes: Sequence[Take], permit: str, lease_s: float) -> Awaitable[Verdict]:
+        """Take from all or none; a permit not given back is lost after `lease_s`. Raises StoreFailure."""
+
+    def settle(self, takes: Sequence[Take], permit: str) -> None:
+        """Correct what was taken by `cost` (may be negative), whatever is left; give the permits back. Never waits."""
+
+
+class StoreFailure(Exception):
+    """The counters cannot be reached."""
+
+
+class EmbeddedStore:
+    """Counters of this process."""
+
+    def __init__(self, now: Clock = MONOTONIC) -> None:
+        self._now = now
+        self._used: dict[str, tuple[float, float, float]] = {}  # used, as of, forgotten at
+        self._swept_at = now()
+
+    async def take(self, takes: Sequence[Take], permit: str, lease_s: float) -> Verdict:
+        """Take from all or none."""
+        return self.take_now(takes)
+
+    def take_now(self, takes: Sequence[Take]) -> Verdict:
+        """Take from all or none, without a loop."""
+        now = self._now()
+        used = [self._current(take, now) for take in takes]
+        for index, (take, before) in enumerate(zip(takes, used, strict=True)):
+            if before + take.cost > take.limit + _ROUNDING:
+                left = tuple(max(t.limit - u, 0.0) for t, u in zip(takes, used, strict=True))
+                return Verdict(left, index, wait_s(take, before))
+        for take, before in zip(takes, used, strict=True):
+            self._put(take, before + take.cost, now)
+        self._sweep(now)
+        return Verdict(tuple(max(t.limit - u - t.cost, 0.0) for t, u in zip(takes, used, strict=True)))
+
+    def settle(self, takes: Sequence[Take], permit: str) -> None:
+        """Correct what was taken."""
+        now = self._now()
+        for take in takes:
+            self._put(take, max(self._current(take, now) + take.cost, 0.0), now)
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def _current(self, take: Take, now: float) -> float:
+        used, since, _ = self._used.get(take.key, (0.0, now, 0.0))
+        return max(used - (now - since) * take.per_s, 0.0)
+
+    def _put(self, take: Take, used: float, now: float) -> None:
+        if used <= 0.0:
+            self._used.pop(take.key, None)
+            return
+        lasts_s = {Kind.RATE: used / take.per_s if take.per_s else 0.0, Kind.WINDOW: take.ends_in_s}
+        self._used[take.key] = (used, now, now + lasts_s.get(take.kind, math.inf))
+
+    def _sweep(self, now: float) -> None:
+        """Forget counters that are full again: callers come and go."""
+        if now - self._swept_at < _SWEEP_S:
+            return
+        self._swept_at = now
+        for key in [key for key, (_, _, until) in self._used.items() if until <= now]:
+            del self._used[key]
+
+
+_ROUNDING = 1e-9  # of times that are sums of floats
+
+
+def wait_s(take: Take, used: float) -> float:
+    """Return the seconds until a take that did not fit would; inf if it never will."""
+    if take.cost > take.limit:
+        return math.inf
+    if take.kind is Kind.RATE:
+        return (used + take.cost - take.limit) / take.per_s
+    return take.ends_in_s if take.kind is Kind.WINDOW else 1.0

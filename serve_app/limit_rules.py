@@ -1,0 +1,95 @@
+"""From rules to counters: which apply to a caller and a model, what each is called, and how its window runs. Pure.
+
+Called by `limits.py`, which keeps what is found here per caller and model.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+
+from deployments.types import ModelStatus
+from serve_app.counters import Kind, Take
+from serve_app.limits_config import LimitRule, Rate
+from serve_app.principals import Principal
+
+_UNITS = ("requests", "items", "tokens")
+_WINDOWS = {"per_minute": "minute", "per_hour": "hour", "per_day": "day", "per_month": "month"}
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One counter of one rule for one caller; the key of a window still lacks its name."""
+
+    rule: str
+    unit: str
+    key: str
+    kind: Kind
+    limit: float
+    per_s: float = 0.0
+    window: str = ""
+
+    @property
+    def says(self) -> str:
+        """Return the limit in words."""
+        if self.kind is Kind.PERMITS:
+            return f"{self.limit:g} requests at a time"
+        return f"{self.limit:g} {self.unit} a {self.window}" if self.window else f"{self.per_s:g} {self.unit} a second"
+
+    def take(self, costs: Mapping[str, float], now: datetime) -> Take:
+        """Return what a request of these costs by unit takes from it."""
+        cost = costs[self.unit] if self.kind is not Kind.PERMITS else 1.0
+        if self.kind is not Kind.WINDOW:
+            return Take(self.key, self.kind, self.limit, cost, self.per_s)
+        name, ends_in_s = window_of(self.window, now)
+        return Take(f"{self.key}:{name}", self.kind, self.limit, cost, 0.0, ends_in_s)
+
+    def reset_s(self, take: Take, left: float) -> float:
+        """Return the seconds until it is full again."""
+        return take.ends_in_s if self.kind is Kind.WINDOW else (self.limit - left) / self.per_s
+
+
+def counters_for(rules: Iterable[LimitRule], principal: Principal, asked: str, model: ModelStatus) -> Iterator[Counter]:
+    """Yield the counters of all rules that match a caller and a model, by its own names or the alias asked for."""
+    who = {
+        "key": f"k={principal.credential or principal.name}",
+        "principal": f"p={principal.name}",
+        "model": f"m={model.name}",
+    }
+    names = (asked, model.name, model.key)
+    for rule in rules:
+        is_theirs = any(fnmatchcase(principal.name, glob) for glob in rule.principals)
+        if is_theirs and any(fnmatchcase(name, glob) for name in names for glob in rule.models):
+            yield from _counters_of(rule, ",".join(who[part] for part in sorted(rule.per)))
+
+
+def _counters_of(rule: LimitRule, who: str) -> Iterator[Counter]:
+    for unit in _UNITS:
+        rate: Rate | None = getattr(rule, unit)
+        if rate is None:
+            continue
+        key = f"{rule.name}:{who}:{unit}"
+        if rate.per_s is not None:
+            yield Counter(rule.name, unit, key, Kind.RATE, rate.capacity, rate.per_s)
+        for name, window in _WINDOWS.items():
+            if (limit := getattr(rate, name)) is not None:
+                yield Counter(rule.name, unit, f"{key}:{window}", Kind.WINDOW, limit, window=window)
+    if rule.concurrency is not None:
+        yield Counter(rule.name, "concurrency", f"{rule.name}:{who}:concurrency", Kind.PERMITS, rule.concurrency)
+
+
+def window_of(window: str, now: datetime) -> tuple[str, float]:
+    """Return the name of the current window (UTC) and the seconds until it ends."""
+    start = now.replace(second=0, microsecond=0)
+    if window == "minute":
+        end = start + timedelta(minutes=1)
+    elif window == "hour":
+        start = start.replace(minute=0)
+        end = start + timedelta(hours=1)
+    elif window == "day":
+        start = start.replace(minute=0, hour=0)
+        end = start + timedelta(days=1)
+    else:
+        start = start.replace(minute=0, hour=0, day=1)
+        end = (start + timedelta(days=32)).replace(day=1)
+    return f"{start:%Y%m%d%H%M}", (end - now).total_seconds()

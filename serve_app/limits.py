@@ -1,0 +1,206 @@
+"""How much may they? Rates, quotas and concurrency of requests, items and tokens: the gateway's `Limiter`.
+
+All rules that match a request apply; it takes from all of their counters or from none. Tokens are not known before
+the model has counted them: a request takes an estimate (learned per model), and what it really cost is settled when it
+ends.
+Where the counters live is `counters.py` or `redis_counters.py`. Built by `ingress.py`.
+"""
+
+import asyncio
+import math
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+
+from deployments.errors import LimitsUnavailable, RateLimited
+from deployments.types import InferRequest
+from serve_app.config import EndpointConfig
+from serve_app.context import CANCELLED, Context
+from serve_app.counters import EmbeddedStore, Kind, Store, StoreFailure, Take, Verdict
+from serve_app.limit_rules import Counter, counters_for
+from serve_app.limits_config import LimitsConfig, RedisConfig
+from serve_app.limits_headers import Share, headers_of
+from serve_app.policies import Permit
+from serve_app.redis_counters import RedisStore
+from serve_app.routing import Plan
+from serve_app.telemetry import IngressMetrics
+
+OpenStore = Callable[[RedisConfig, Callable[[bool], None]], Store]
+
+_BYTES_PER_TOKEN = 4.0  # until a model has answered
+_SMOOTHING = 0.1
+_MAX_MATCHES = 10_000
+
+
+class _Free:
+    """The permit of a request that no rule applies to."""
+
+    def release(self, context: Context, code: str) -> None:
+        """Nothing was taken."""
+
+
+@dataclass(slots=True)
+class _Granted:
+    """What one request took, and from where."""
+
+    owner: "Limits"
+    store: Store
+    permit: str
+    model: str
+    size_bytes: int
+    taken: Sequence[tuple[Counter, Take]] = field(default_factory=tuple)
+
+    def release(self, context: Context, code: str) -> None:
+        """Give permits back, and settle tokens: what they were, or none for a failure; a client who left has paid."""
+        n_tokens = context.usage.n_tokens
+        if n_tokens:
+            self.owner.learn(self.model, self.size_bytes, n_tokens)
+        settled: list[Take] = []
+        for counter, take in self.taken:
+            if counter.kind is Kind.PERMITS:
+                settled.append(_with_cost(take, -1.0))
+            elif counter.unit == "tokens" and (n_tokens or code != CANCELLED):
+                settled.append(_with_cost(take, n_tokens - take.cost))
+        if settled:
+            self.store.settle(settled, self.permit)
+
+
+class Limits:
+    """All rules of an endpoint. `open_store` connects to Redis."""
+
+    def __init__(
+        self,
+        metrics: IngressMetrics,
+        open_store: OpenStore,
+        embedded: EmbeddedStore | None = None,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.problems: dict[str, str] = {}
+        self._metrics = metrics
+        self._open_store = open_store
+        self._embedded = EmbeddedStore() if embedded is None else embedded
+        self._store: Store = self._embedded
+        self._wall = wall
+        self._config = LimitsConfig()
+        self._max_timeout_s = 0.0
+        self._matches: dict[tuple[str, str, str, str], tuple[Counter, ...]] = {}
+        self._bytes_per_token: dict[str, float] = {}
+        self._closing: asyncio.Task[None] | None = None
+        self._permits = (f"{uuid.uuid4().hex}:{n}" for n in count())
+
+    def configure(self, config: EndpointConfig) -> None:
+        """Apply the endpoint's user_config; counters go on where they were."""
+        old, self._config = self._config.redis, config.limits
+        self._max_timeout_s = config.max_timeout_s
+        self._matches.clear()
+        if config.limits.redis != old:
+            self._connect(config.limits.redis)
+
+    async def admit(self, request: InferRequest, plan: Plan, context: Context) -> Permit:
+        """Take from every limit that applies.
+
+        Raises:
+            RateLimited: one of them is used up.
+            LimitsUnavailable: they cannot be counted, and are configured to be closed then.
+        """
+        counters = self._counters(context, plan)
+        if not counters:
+            return _FREE
+        model, size_bytes = plan.primary.key, request.size_bytes
+        costs = {
+            "requests": 1.0,
+            "items": float(request.n_items),
+            "tokens": self._estimate(model, request.n_items, size_bytes),
+        }
+        now = self._wall()
+        takes = [counter.take(costs, now) for counter in counters]
+        permit = next(self._permits)
+        store = self._store
+        try:
+            verdict = await store.take(takes, permit, self._max_timeout_s + 1.0)
+        except StoreFailure:
+            if self._config.redis is not None and self._config.redis.on_failure == "closed":
+                raise LimitsUnavailable("limits cannot be counted now; try again", retry_after_s=1.0) from None
+            if self._config.redis is not None and self._config.redis.on_failure == "open":
+                return _FREE
+            store, verdict = self._embedded, self._embedded.take_now(takes)
+        shares = [
+            Share(c.unit, c.limit, left, c.reset_s(t, left))
+            for c, t, left in zip(counters, takes, verdict.remaining, strict=True)
+            if c.kind is not Kind.PERMITS
+        ]
+        context.headers.update(headers_of(shares))
+        if verdict.refused is not None:
+            raise self._refusal(counters[verdict.refused], takes[verdict.refused], verdict, context)
+        return _Granted(self, store, permit, model, size_bytes, tuple(zip(counters, takes, strict=True)))
+
+    def learn(self, model: str, size_bytes: int, n_tokens: int) -> None:
+        """Take note of how many bytes of input a token of this model was."""
+        sample = size_bytes / n_tokens
+        known = self._bytes_per_token.get(model, sample)
+        self._bytes_per_token[model] = known + (sample - known) * _SMOOTHING
+
+    def _estimate(self, model: str, n_items: int, size_bytes: int) -> float:
+        return float(
+            max(n_items, math.ceil(size_bytes / max(self._bytes_per_token.get(model, _BYTES_PER_TOKEN), 0.01)))
+        )
+
+    def _refusal(self, counter: Counter, take: Take, verdict: Verdict, context: Context) -> RateLimited:
+        self._metrics.limited(counter.rule, counter.unit)
+        details = {"limit": counter.rule, "unit": counter.unit}
+        if math.isinf(verdict.wait_s):
+            message = f"this request takes {take.cost:g} {counter.unit}; limit {counter.rule!r} allows {counter.says}"
+            if counter.limit != counter.per_s and not counter.window:
+                message += f" and {counter.limit:g} at once"
+            return RateLimited(f"{message}; send less a request", **details)
+        wait_s = max(verdict.wait_s, 0.001)
+        context.headers["retry-after-ms"] = str(math.ceil(wait_s * 1e3))
+        message = f"limit {counter.rule!r} is used up: {counter.says}; try again in {wait_s:.3g} s"
+        return RateLimited(message, retry_after_s=wait_s, **details)
+
+    def _counters(self, context: Context, plan: Plan) -> tuple[Counter, ...]:
+        if not self._config.rules:
+            return ()
+        principal = context.principal
+        who = (principal.name, principal.credential, plan.asked, plan.primary.key)
+        known = self._matches.get(who)
+        if known is None:
+            known = tuple(counters_for(self._config.rules, principal, plan.asked, plan.primary))
+            if len(self._matches) >= _MAX_MATCHES:
+                self._matches.clear()
+            self._matches[who] = known
+        return known
+
+    def _connect(self, redis: RedisConfig | None) -> None:
+        self.problems.clear()
+        if isinstance(self._store, RedisStore):
+            self._closing = asyncio.get_running_loop().create_task(self._store.aclose())
+        self._store = self._embedded
+        if redis is None:
+            return
+        try:
+            self._store = self._open_store(redis, self._metrics.limit_store)
+        except ValueError as exc:
+            self.problems["limits.redis"] = str(exc)
+            self._store = _Broken()
+            self._metrics.limit_store(False)
+
+
+class _Broken:
+    """The store of a configuration that cannot be connected to: fails, so that `on_failure` decides."""
+
+    async def take(self, takes: Sequence[Take], permit: str, lease_s: float) -> Verdict:
+        """Fail."""
+        raise StoreFailure
+
+    def settle(self, takes: Sequence[Take], permit: str) -> None:
+        """Nothing was taken."""
+
+
+_FREE = _Free()
+
+
+def _with_cost(take: Take, cost: float) -> Take:
+    return Take(take.key, take.kind, take.limit, cost, take.per_s, take.ends_in_s)

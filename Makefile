@@ -61,7 +61,7 @@ install-dev: install
 	fi
 
 $(PY):
-	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			"$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; exit 0; \
 		fi; \

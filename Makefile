@@ -40,7 +40,7 @@ format: install-dev ## Let ruff fix and format everything
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-lock: ## Renew requirements.lock and requirements-dev.lock from pyproject.toml
+lock: ## Renew requirements.lock and requirements-dev.lock from pyproject.toml [UPGRADE=1]
 	@.ci/lock
 
 # A stamp holds the hash of what was installed, so that a change installs again and nothing else does.

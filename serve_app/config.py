@@ -8,6 +8,7 @@ from pydantic import Field
 from deployments.spec import Bytes, Strict
 from serve_app.auth_config import AuthConfig
 from serve_app.limits_config import LimitsConfig
+from serve_app.request_log_config import RequestLogConfig
 from serve_app.traffic_config import Alias, Breaker, Bulkhead, CacheConfig, Fallback, ModelRef, Retries
 
 
@@ -36,6 +37,7 @@ class EndpointConfig(Strict):
     refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
     access_log: bool = Field(default=True, description="one log line a request")
     auth: AuthConfig = Field(default=AuthConfig(), description="who may ask")
+    request_log: RequestLogConfig | None = Field(default=None, description="default: none is written")
     limits: LimitsConfig = Field(default=LimitsConfig(), description="how much they may ask")
     fallbacks: dict[str, Fallback] = Field(
         default_factory=dict, description="who answers instead, by alias, model or model version"

@@ -74,7 +74,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
         by_path.setdefault(row.path, {})[row.method] = row
     routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in by_path.items()]
     app = Starlette(
-        routes=[*routes, Route("/{path:path}", _Nothing(), methods=None)],
+        routes=[*routes, Route("/{path:path}", _Nothing(gateway), methods=None)],
         middleware=[
             Middleware(TrailingSlash),
             Middleware(AccessLog, observe=gateway.observe),
@@ -156,11 +156,15 @@ def _facts(context: Context, path: Mapping[str, str]) -> dict[str, object]:
 class _Nothing:
     """The answer for every path that no row has."""
 
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = Context(scope[REQUEST_ID], Door.HTTP, scope["method"])
         path = "/" + scope["path_params"]["path"]
         error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
         await _send(scope, send, _error_reply(error, envelope_of(path), context), context)
+        self._gateway.record(context)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -33,6 +33,7 @@ from serve_app.pools import PoolControl
 from serve_app.principals import CLUSTER
 from serve_app.redis_counters import open_redis
 from serve_app.registry import Registry
+from serve_app.request_log import RequestLog
 from serve_app.retry import Retry
 from serve_app.routing import Routes
 from serve_app.shadow import Shadows
@@ -56,6 +57,7 @@ class Ingress:
         self._shadows = Shadows(self._registry, self._ask, self._metrics.traffic)
         self._auth = Authenticator()
         self._limits = Limits(self._metrics, open_redis)
+        self._log = RequestLog(self._metrics)
         policies = Policies(  # each policy is made here; their shapes: policies.py
             identity=self._auth,
             router=Routes(self._registry),
@@ -68,6 +70,7 @@ class Ingress:
                 Breakers(self._metrics.traffic),
             ),
             observers=(self._shadows,),
+            log=self._log,
         )
         self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies)
         self._refused: dict[str, str] = {}
@@ -122,6 +125,7 @@ class Ingress:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self._shadows.aclose()
+        await asyncio.to_thread(self._log.close)
 
     def _problems(self) -> dict[str, str]:
         return self._auth.problems | self._limits.problems

@@ -72,6 +72,23 @@ class IngressMetrics:
             "model_endpoint_limit_store_failures", "Calls to the shared counters that failed.", registry=registry
         )
         self._limit_store.set(1)
+        self._log_lines = Counter(
+            "model_endpoint_request_log_lines", "Lines of the request log written.", registry=registry
+        )
+        self._log_dropped = Counter(
+            "model_endpoint_request_log_dropped",
+            "Lines of the request log, or payloads of lines, that were dropped.",
+            ("part",),
+            registry=registry,
+        )
+
+    def request_log_written(self, n: int) -> None:
+        """Count lines of the request log."""
+        self._log_lines.inc(n)
+
+    def request_log_dropped(self, part: str, n: int) -> None:
+        """Count what the request log lost: a line, or the payload of one."""
+        self._log_dropped.labels(part).inc(n)
 
     def limited(self, limit: str, unit: str) -> None:
         """Count one request refused by a limit."""

@@ -74,7 +74,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
         by_path.setdefault(row.path, {})[row.method] = row
     routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in by_path.items()]
     app = Starlette(
-        routes=[*routes, Route("/{path:path}", _Nothing(gateway), methods=None)],
+        routes=routes,
         middleware=[
             Middleware(TrailingSlash),
             Middleware(AccessLog, observe=gateway.observe),
@@ -83,6 +83,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
         ],
     )
     app.router.redirect_slashes = False
+    app.router.default = _Nothing(gateway)  # NOTE: no route `/{path:path}`, which a path with a newline does not match
     return app
 
 
@@ -161,7 +162,7 @@ class _Nothing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = Context(scope[REQUEST_ID], Door.HTTP, scope["method"])
-        path = "/" + scope["path_params"]["path"]
+        path = scope["path"]
         error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
         await _send(scope, send, _error_reply(error, envelope_of(path), context), context)
         self._gateway.record(context)

@@ -306,3 +306,9 @@ async def test_a_request_is_recorded_once_however_it_ends(client: httpx.AsyncCli
         ("/v1/predict", 400, "invalid_input"),
         ("/v1/predict", 500, "internal"),
     ]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/a%0Ab", "/nowhere%0A", "/v2/%0d%0a/x"])
+async def test_a_path_with_a_line_break_gets_the_same_404_as_any_other(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")

@@ -4,7 +4,7 @@ Called once, by the table's own `/openapi.json` row.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,17 +13,27 @@ from pydantic.json_schema import models_json_schema
 from serve_app import __version__
 from serve_app.protocols.types import JSON, Action, Endpoint
 
-_READ_ERRORS = {404: "no such path, model or version", 405: "wrong method", 500: "internal error", 503: "not ready"}
-_INFER_ERRORS = {
+_ERRORS = {  # of every route
     400: "the request is wrong; the message names the field",
-    404: "no such model or version",
+    404: "no such path, model or version",
     405: "wrong method",
-    413: "the body is too large",
-    415: "the Content-Encoding is not understood",
-    429: "too much is waiting; Retry-After says when to come back",
     500: "the model or the server failed",
-    503: "the model cannot be loaded or reached now",
+    503: "not ready, or the model cannot be loaded or reached now",
+}
+_KEY_ERRORS = {401: "a key or token is needed, or the one shown is not valid", 403: "its scopes do not allow this"}
+_BODY_ERRORS = {413: "the body is too large", 415: "the Content-Encoding is not understood"}
+_INFER_ERRORS = {
+    429: "too much is waiting, or a limit is used up; Retry-After says when to come back",
     504: "the deadline passed",
+}
+_NOT_SERVED = {501: "this part of the protocol is not served; the message says what is instead"}
+_RETRY_AFTER = {"Retry-After": "seconds, where the wait is known"}
+_INFER_HEADERS = {
+    "Server-Timing": "milliseconds of each phase and in all",
+    "X-Cache": "hit, joined, partial, miss or bypass; for models whose answers are kept",
+    "X-Cache-Items": "items that were not computed for this request, of all",
+    "X-Arm": "the model that an alias with several targets chose",
+    "X-Fallback": "who answered because the model asked could not: a model, or static",
 }
 _EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm", "region": "any"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
@@ -82,16 +92,32 @@ def _content(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _responses(row: Endpoint, path: str) -> dict[str, Any]:
-    content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA.get(path, JSON): {}}
-    texts = _INFER_ERRORS if row.action is Action.INFER else _READ_ERRORS
-    responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
-    for status, text in texts.items():
+    responses: dict[str, Any] = {}
+    if row.is_served:
+        content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA.get(path, JSON): {}}
+        responses["200"] = {"description": "OK", "content": content}
+    if row.parse:
+        responses["200"]["headers"] = _headers(_INFER_HEADERS)
+    for status, text in sorted(_errors(row).items()):
         responses[str(status)] = {"description": text, "content": {JSON: {"schema": _ref(row.dialect.error)}}}
-    for status in {429, 503} & texts.keys():
-        responses[str(status)]["headers"] = {
-            "Retry-After": {"description": "seconds, where the wait is known", "schema": {"type": "integer"}}
-        }
+        if status in (429, 503):
+            responses[str(status)]["headers"] = _headers(_RETRY_AFTER, "integer")
     return responses
+
+
+def _errors(row: Endpoint) -> dict[int, str]:
+    """Return the error statuses a row may answer with."""
+    return {
+        **_ERRORS,
+        **(_KEY_ERRORS if row.action is not Action.OPEN else {}),
+        **(_BODY_ERRORS if row.method == "POST" else {}),
+        **(_INFER_ERRORS if row.parse else {}),
+        **({} if row.is_served else _NOT_SERVED),
+    }
+
+
+def _headers(texts: Mapping[str, str], kind: str = "string") -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": kind}} for name, text in texts.items()}
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -120,6 +120,7 @@ class Endpoint:
     control: Control | None = None
     request: type[BaseModel] | None = None
     response: type[BaseModel] | None = None
+    is_served: bool = True  # False: refused with 501, always
 
     @property
     def envelope(self) -> Envelope:

@@ -110,7 +110,7 @@ def _shared(kind: str) -> tuple[Endpoint, ...]:
     return (
         *(_read(f"{base}/status", summary=what, answer=regions, response=Regions) for base in (root, one)),
         *(_change(f"{base}/unregister", summary=what, answer=unregister, response=Done) for base in (root, one)),
-        _change(f"{one}/register", summary=f"{kind} shared memory: refused", answer=register),
+        _change(f"{one}/register", summary=f"{kind} shared memory: refused", answer=register, is_served=False),
     )
 
 
@@ -122,9 +122,14 @@ ROWS = (
         for base in ("/v2", MODEL)
     ),
     *(
-        _change(f"{base}/trace/setting", summary="Refused: traces are set up elsewhere", answer=update_trace)
+        _change(
+            f"{base}/trace/setting",
+            summary="Refused: traces are set up elsewhere",
+            answer=update_trace,
+            is_served=False,
+        )
         for base in ("/v2", MODEL)
     ),
     _read("/v2/logging", summary="Triton's log settings: fixed", answer=log, response=LogSettings),
-    _change("/v2/logging", summary="Refused: logs are set up elsewhere", answer=update_log),
+    _change("/v2/logging", summary="Refused: logs are set up elsewhere", answer=update_log, is_served=False),
 )

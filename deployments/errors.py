@@ -8,7 +8,9 @@
     ├── ModelNotFound           404 model_not_found
     ├── RouteNotFound           404 route_not_found
     ├── MethodNotAllowed        405 method_not_allowed
+    ├── BodyTooSlow             408 body_too_slow
     ├── BodyTooLarge            413 body_too_large
+    ├── HeadersTooLarge         431 headers_too_large
     ├── UnsupportedEncoding     415 unsupported_encoding
     ├── NotServed               501 not_served             a part of a protocol that is not here
     ├── Overloaded              429 overloaded             retry after `retry_after_s`
@@ -110,6 +112,20 @@ class BodyTooLarge(ServeError):
 
     status = 413
     code = "body_too_large"
+
+
+class BodyTooSlow(ServeError):
+    """The request body did not arrive in time."""
+
+    status = 408
+    code = "body_too_slow"
+
+
+class HeadersTooLarge(ServeError):
+    """Too many request headers, or too long ones."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class Overloaded(ServeError):

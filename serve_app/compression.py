@@ -5,12 +5,14 @@ big answers are packed: small ones cost more time than the wire saves.
 """
 
 import zlib
+from itertools import count
 
 from deployments.errors import BodyTooLarge, InvalidInput, UnsupportedEncoding
 
 MIN_BYTES = 16 * 1024  # answers from this size on are packed, for clients that accept it
 ENCODINGS = ("gzip", "deflate")
 _WINDOW = {"gzip": 31, "deflate": 15}  # zlib's wbits: 16 more is a gzip header
+_MAX_MEMBERS = 64  # each copies what follows it: a body of empty ones would take hours
 _LEVEL = 1  # numbers hardly shrink further at three times the cost
 
 
@@ -37,7 +39,11 @@ def unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """
     out = bytearray()
     rest = body
-    while rest:  # gzip may have several members, one after the other
+    for n_members in count():  # gzip may have several members, one after the other
+        if not rest:
+            break
+        if n_members == _MAX_MEMBERS:
+            raise InvalidInput(f"body: has more than {_MAX_MEMBERS} {encoding} members", field="body")
         unpacker = zlib.decompressobj(_WINDOW[encoding])
         try:
             out += unpacker.decompress(rest, max_bytes + 1 - len(out))

@@ -24,6 +24,17 @@ class PoolRef(Strict):
     required: bool = Field(default=True, description="/ready waits for this pool's pinned models")
 
 
+class CorsConfig(Strict):
+    """Which web pages may call the endpoint from a browser."""
+
+    allow_origins: tuple[str, ...] = Field(min_length=1, description="https://app.example, or * for any")
+    allow_headers: tuple[str, ...] = Field(
+        default=("authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout-seconds"),
+        description="request headers besides the harmless ones",
+    )
+    max_age_s: int = Field(default=600, ge=0, description="how long browsers keep the answer to this question")
+
+
 class EndpointConfig(Strict):
     """`user_config` of the Ingress deployment."""
 
@@ -37,6 +48,8 @@ class EndpointConfig(Strict):
     refresh_s: float = Field(default=1.0, gt=0, le=60, description="how often the pools are asked what they offer")
     access_log: bool = Field(default=True, description="one log line a request")
     auth: AuthConfig = Field(default=AuthConfig(), description="who may ask")
+    cors: CorsConfig | None = Field(default=None, description="default: no web page of another origin")
+    body_timeout_s: float = Field(default=60.0, gt=0, description="time a body may take to arrive; beyond, 408")
     request_log: RequestLogConfig | None = Field(default=None, description="default: none is written")
     limits: LimitsConfig = Field(default=LimitsConfig(), description="how much they may ask")
     fallbacks: dict[str, Fallback] = Field(

@@ -4,6 +4,7 @@ Built once an ingress replica by `serve_app.ingress`. Knows no protocol: rows pa
 Cancellation passes through: Serve cancels the ASGI task when a client goes away.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import (
-    InvalidInput,
+    BodyTooSlow,
     MethodNotAllowed,
     RouteNotFound,
     ServeError,
@@ -26,21 +27,24 @@ from deployments.errors import (
 from deployments.types import MONOTONIC, InferRequest, InferResult
 from serve_app.audit import audit
 from serve_app.compression import ENCODINGS
+from serve_app.config import EndpointConfig
 from serve_app.context import Context, Door
+from serve_app.cors import Cors
+from serve_app.edges import check_head
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, Packing, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
 from serve_app.protocols.types import Action, Command, Counted, Endpoint, Envelope, Models, RawRequest, Reply
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_TIMEOUT = "x-request-timeout-seconds"  # Serve reads these two before us, so they cannot be stripped
-_UNCANCELLABLE = "x-request-disconnect-disabled"
-# Serve ends the request itself at that time, with a bare 408: our 504 in the protocol's own envelope has to be earlier.
-_AHEAD, _AHEAD_S = 0.2, 0.05
 _log = logging.getLogger(__name__)
 
 
 class Gateway(Protocol):
     """What the edge needs of the endpoint."""
+
+    @property
+    def config(self) -> EndpointConfig:
+        """The user_config in force."""
 
     async def authenticate(self, context: Context, headers: Mapping[str, str]) -> None:
         """Find out who asks and whether they may. Raises ServeError."""
@@ -78,6 +82,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
         middleware=[
             Middleware(TrailingSlash),
             Middleware(AccessLog, observe=gateway.observe),
+            Middleware(Cors, config=lambda: gateway.config.cors),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
             Middleware(Packing, max_bytes=max_body_bytes),
         ],
@@ -117,11 +122,11 @@ class Resource:
     async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply:
         context.action = row.action
         try:
-            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-            await self._gateway.authenticate(context, headers)
-            body = b"" if row.method == "GET" else await _body(receive)
-            raw = RawRequest(scope["path_params"], {}, headers, body, context.request_id)
-            reply = await _answer(row, raw, self._gateway, context)
+            head = check_head(scope["headers"])
+            await self._gateway.authenticate(context, head.headers)
+            body = b"" if row.method == "GET" else await _body(receive, self._gateway.config.body_timeout_s)
+            raw = RawRequest(scope["path_params"], {}, head.headers, body, context.request_id)
+            reply = await _answer(row, raw, self._gateway, context, head.limit_s)
         except ServeError as exc:
             return _error_reply(exc, row.envelope, context)
         except ClientDisconnect:
@@ -168,7 +173,15 @@ class _Nothing:
         self._gateway.record(context)
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive, timeout_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _chunks(receive)
+    except TimeoutError:
+        raise BodyTooSlow(f"body: has not arrived within {timeout_s:g} s", field="body") from None
+
+
+async def _chunks(receive: Receive) -> bytes:
     chunks: list[bytes] = []
     while True:
         message = await receive()
@@ -179,8 +192,7 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
-async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Context) -> Reply:
-    limit_s = _time_limit(raw.headers)
+async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Context, limit_s: float | None) -> Reply:
     models = gateway.visible(context)
     if row.parse:
         request, render = row.parse(raw, models)
@@ -195,20 +207,6 @@ async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Con
         await gateway.control(row.control(raw, models))
         return Reply()
     return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
-
-
-def _time_limit(headers: Mapping[str, str]) -> float | None:
-    if _UNCANCELLABLE in headers:
-        raise InvalidInput(f"{_UNCANCELLABLE}: is not allowed; leave the header out", field=_UNCANCELLABLE)
-    if _TIMEOUT not in headers:
-        return None
-    try:
-        limit_s = float(headers[_TIMEOUT])
-    except ValueError:
-        limit_s = math.nan
-    if not (math.isfinite(limit_s) and limit_s > 0):
-        raise InvalidInput(f"{_TIMEOUT}: must be a number of seconds above 0", field=_TIMEOUT)
-    return limit_s - min(limit_s * _AHEAD, _AHEAD_S)
 
 
 def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Reply:

@@ -75,7 +75,9 @@ class AccessLog:
                 status = message["status"]
             await send(message)
 
-        scope[REQUEST_ID] = (header(scope, b"x-request-id") or uuid.uuid4().hex)[:_MAX_ID]
+        given = header(scope, b"x-request-id") or ""
+        is_plain = given.isascii() and given.isprintable()  # anything else could forge lines of the log
+        scope[REQUEST_ID] = given[:_MAX_ID] if given and is_plain else uuid.uuid4().hex
         try:
             await self._app(scope, receive, watched)
         finally:
@@ -84,7 +86,8 @@ class AccessLog:
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         self._observe(method, scope.get(ROUTE, UNMATCHED), status, seconds)
-        ACCESS.info("%s %s %d %.1fms %s", method, scope["path"], status, seconds * 1e3, scope[REQUEST_ID])
+        path = scope["path"] if scope["path"].isprintable() else ascii(scope["path"])
+        ACCESS.info("%s %s %d %.1fms %s", method, path, status, seconds * 1e3, scope[REQUEST_ID])
 
 
 class BodyLimit:

@@ -22,6 +22,7 @@ from deployments.types import (
     Usage,
     text_array,
 )
+from serve_app.config import EndpointConfig
 from serve_app.context import Context
 from serve_app.principals import ANONYMOUS
 from serve_app.protocols.types import Action, Command, Models, Readiness
@@ -107,6 +108,7 @@ class FakeGateway:
         self.requests: list[InferRequest] = []
         self.commands: list[Command] = []
         self.observed: list[tuple[str, str, int]] = []
+        self.config = EndpointConfig()
         self.recorded: list[Context] = []
         self.error: Exception | None = None
         self.refusal: Exception | None = None

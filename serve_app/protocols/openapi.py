@@ -17,11 +17,16 @@ _ERRORS = {  # of every route
     400: "the request is wrong; the message names the field",
     404: "no such path, model or version",
     405: "wrong method",
+    431: "too many headers, or too long ones",
     500: "the model or the server failed",
     503: "not ready, or the model cannot be loaded or reached now",
 }
 _KEY_ERRORS = {401: "a key or token is needed, or the one shown is not valid", 403: "its scopes do not allow this"}
-_BODY_ERRORS = {413: "the body is too large", 415: "the Content-Encoding is not understood"}
+_BODY_ERRORS = {
+    408: "the body did not arrive in time",
+    413: "the body is too large",
+    415: "the Content-Encoding is not understood",
+}
 _INFER_ERRORS = {
     429: "too much is waiting, or a limit is used up; Retry-After says when to come back",
     504: "the deadline passed",
@@ -34,6 +39,10 @@ _INFER_HEADERS = {
     "X-Cache-Items": "items that were not computed for this request, of all",
     "X-Arm": "the model that an alias with several targets chose",
     "X-Fallback": "who answered because the model asked could not: a model, or static",
+}
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or an OAuth2 access token"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 _EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm", "region": "any"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
@@ -59,7 +68,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         },
         "tags": [{"name": tag} for tag in dict.fromkeys(row.dialect.tag for row in endpoints)],
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": definitions["$defs"], "securitySchemes": _SCHEMES},
     }
 
 
@@ -71,6 +80,8 @@ def _operation(row: Endpoint, path: str) -> dict[str, Any]:
         "tags": [row.dialect.tag],
         "responses": _responses(row, path),
     }
+    if row.action is not Action.OPEN:
+        operation["security"] = [{name: []} for name in _SCHEMES] + [{}]  # the last: where none is configured
     names = re.findall(r"\{(\w+)\}", path)
     if names:
         operation["parameters"] = [_parameter(name) for name in names]

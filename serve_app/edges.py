@@ -1,0 +1,71 @@
+"""What a request's headers may be, before anything else is looked at: few, small, unambiguous, and no orders to Serve.
+
+Serve reads its control headers before us, so they cannot be stripped; one that would harm is answered 400. Pure;
+called by `http.py` for every request.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deployments.errors import HeadersTooLarge, InvalidInput
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 2**10
+TIMEOUT = "x-request-timeout-seconds"
+# The first would keep work running for a client that has left; the second is how Serve marks calls between replicas.
+_FORBIDDEN = ("x-request-disconnect-disabled", "serve_multiplexed_model_id", "serve-multiplexed-model-id")
+# Two of these, and a proxy in front may have looked at the other one.
+_SINGLE = frozenset(
+    (
+        b"authorization",
+        b"x-api-key",
+        b"content-length",
+        b"content-encoding",
+        b"content-type",
+        b"x-request-timeout-seconds",
+    )
+)
+# Serve ends the request itself at that time, with a bare 408: our 504 in the protocol's own envelope has to be earlier.
+_AHEAD, _AHEAD_S = 0.2, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Checked headers by lower-case name, and the time the client gives, if it does."""
+
+    headers: Mapping[str, str]
+    limit_s: float | None
+
+
+def check_head(raw: Iterable[tuple[bytes, bytes]]) -> Head:
+    """Return the headers of a request.
+
+    Raises:
+        HeadersTooLarge: too many, or too long together.
+        InvalidInput: one of Serve's that would harm, a single one sent twice, or a time limit that is none.
+    """
+    headers: dict[str, str] = {}
+    n_bytes = 0
+    for n_seen, (key, value) in enumerate(raw):
+        n_bytes += len(key) + len(value)
+        if n_seen >= MAX_HEADERS or n_bytes > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"headers: more than {MAX_HEADERS}, or than {MAX_HEADER_BYTES} bytes together")
+        name = key.decode("latin-1")
+        if key in _SINGLE and name in headers:
+            raise InvalidInput(f"{name}: is sent more than once", field=name)
+        headers[name] = value.decode("latin-1")
+    for name in _FORBIDDEN:
+        if name in headers:
+            raise InvalidInput(f"{name}: is not allowed; leave the header out", field=name)
+    return Head(headers, _time_limit(headers[TIMEOUT]) if TIMEOUT in headers else None)
+
+
+def _time_limit(text: str) -> float:
+    try:
+        limit_s = float(text)
+    except ValueError:
+        limit_s = math.nan
+    if not (math.isfinite(limit_s) and limit_s > 0):
+        raise InvalidInput(f"{TIMEOUT}: must be a number of seconds above 0", field=TIMEOUT)
+    return limit_s - min(limit_s * _AHEAD, _AHEAD_S)

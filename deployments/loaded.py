@@ -4,12 +4,14 @@ Built by `deployments.pool` when residency loads a model; knows nothing of budge
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from deployments.batching import BatchQueue, Done
+from deployments.chunks import Chunk
 from deployments.engines.base import Engine
+from deployments.errors import InvalidInput
 from deployments.spec import ModelSpec
 from deployments.tensors import check_inputs, check_output_names
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Item, Tensors, Timings, Usage
@@ -62,6 +64,10 @@ class LoadedModel:
             digest=self.spec.digest,
             item_tokens=tuple(item.cost for item in items) if self.spec.cache else (),
         )
+
+    def stream(self, request: InferRequest, deadline: float, load_s: float = 0.0) -> AsyncGenerator[list[Chunk], None]:
+        """Refuse: only generating models (`deployments.generating`) answer piece by piece."""
+        raise InvalidInput(f"model {self.spec.name!r} does {self.spec.task}, which does not stream", field="model")
 
     def _prepare(self, request: InferRequest) -> list[Item]:
         check_inputs(request.inputs, self.engine.signature, self.spec.name)

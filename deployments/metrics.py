@@ -8,9 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 
 from deployments.batching import BatchRecord
+from deployments.generation import StepReport
 from deployments.spec import ModelSpec
 from deployments.statistics import Statistics
-from deployments.types import ModelStatus, Timings
+from deployments.types import ModelStatus, Timings, Usage
 
 _MODEL = ("model", "version")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -51,6 +52,38 @@ class PoolMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._step = Histogram(
+            "model_endpoint_step_seconds",
+            "One step of a generating model.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "model_endpoint_prompt_tokens", "Prompt tokens computed.", _MODEL, registry=registry
+        )
+        self._new_tokens = Counter("model_endpoint_generated_tokens", "Tokens generated.", _MODEL, registry=registry)
+        self._first_token = Histogram(
+            "model_endpoint_first_token_seconds",
+            "Time until a request's first token.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._token_time = Histogram(
+            "model_endpoint_token_seconds",
+            "Time a token after the first one, mean of a request.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._preempted = Counter(
+            "model_endpoint_preemptions", "Sequences sent back to wait by a full cache.", _MODEL, registry=registry
+        )
+        self._sequences = Gauge("model_endpoint_running_sequences", "Sequences under way.", _MODEL, registry=registry)
+        self._cache = Gauge(
+            "model_endpoint_cache_tokens", "Tokens whose keys and values are kept.", _MODEL, registry=registry
+        )
         self._loads = Counter("model_endpoint_loads", "Loads by outcome.", (*_MODEL, "outcome"), registry=registry)
         self._load_time = Histogram(
             "model_endpoint_load_seconds", "Time a load took.", _MODEL, buckets=_SECONDS, registry=registry
@@ -75,6 +108,24 @@ class PoolMetrics:
         self._tokens.labels(*labels).inc(record.n_tokens)
         self._padded.labels(*labels).inc(record.padded_tokens)
         self.statistics.batch(spec.key, record.n_items, record.run_s)
+
+    def step(self, spec: ModelSpec, report: StepReport, step_s: float) -> None:
+        """Count one step of a generating model."""
+        labels = (spec.name, spec.version)
+        self._step.labels(*labels).observe(step_s)
+        self._prompt_tokens.labels(*labels).inc(report.prompt_tokens)
+        self._new_tokens.labels(*labels).inc(report.new_tokens)
+        self._preempted.labels(*labels).inc(report.n_preempted)
+        self._sequences.labels(*labels).set(report.n_running)
+        self._cache.labels(*labels).set(report.cache_tokens)
+
+    def generated(self, spec: ModelSpec, usage: Usage, timings: Timings) -> None:
+        """Count one request that was answered token by token."""
+        labels = (spec.name, spec.version)
+        self._first_token.labels(*labels).observe(timings.load_s + timings.prepare_s + timings.queue_s)
+        if usage.n_output_tokens > 1:
+            self._token_time.labels(*labels).observe(timings.run_s / (usage.n_output_tokens - 1))
+        self.statistics.batch(spec.key, usage.n_items, timings.run_s)
 
     def request(self, spec: ModelSpec, timings: Timings, seconds: float) -> None:
         """Count one answered request and its phases."""

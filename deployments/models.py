@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.engines import check_options, expected_signature, independent_rows
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
-from deployments.loaded import LoadedModel
+from deployments.generating import Resident
 from deployments.residency import Loader, Residency
 from deployments.spec import ModelSpec, PoolConfig, parse_models
 from deployments.types import ModelState, ModelStatus, Order, Orders, Signature
@@ -37,7 +37,7 @@ class _Entry:
 class ModelTable:
     """The models of one replica."""
 
-    def __init__(self, residency: Residency[LoadedModel], loader: Loader[LoadedModel]) -> None:
+    def __init__(self, residency: Residency[Resident], loader: Loader[Resident]) -> None:
         self._residency = residency
         self._loader = loader
         self._entries: dict[str, _Entry] = {}

@@ -4,13 +4,15 @@ Batches formed by our queue run through `serve.batch`, so that Serve's own batch
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from ray import serve
 
 from deployments.batching import RunBatch
+from deployments.chunks import Chunk
 from deployments.engines import is_usable, set_threads
 from deployments.errors import EngineFailure, ServeError
 from deployments.logs import log_through_serve
@@ -39,6 +41,12 @@ class Pool:
     ) -> list[Outcome]:
         """Answer requests for the model `name:version`, one outcome each; `copy` is read by the router only."""
         return await self._replica.infer_many(key, requests, backlog)
+
+    async def stream(self, key: str, request: InferRequest, copy: int = 0) -> AsyncGenerator[list[Chunk], None]:
+        """Yield the answer of the generating model `name:version`, what is ready together in one list."""
+        async with aclosing(self._replica.stream(key, request)) as chunks:
+            async for ready in chunks:
+                yield ready
 
     async def load(self, key: str, copy: int = 0) -> ServeError | None:
         """Have a model in memory; return why it cannot be. `copy` is read by the router only."""

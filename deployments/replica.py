@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
+from deployments.chunks import Chunk
 from deployments.errors import DeadlineExceeded, EngineFailure, ServeError
-from deployments.loaded import LoadedModel
+from deployments.generating import Resident
 from deployments.loader import EngineLoader, Instrument
 from deployments.metrics import PoolMetrics
 from deployments.models import ModelTable
@@ -39,7 +41,7 @@ class PoolReplica:
             instrument,
             clock,
         )
-        self._residency: Residency[LoadedModel] = Residency(args.budget_bytes, loader, clock=clock)
+        self._residency: Residency[Resident] = Residency(args.budget_bytes, loader, clock=clock)
         self._table = ModelTable(self._residency, loader)
         self._upstream: dict[str, int] = {}  # requests that wait in forwarders, by model, as last heard
 
@@ -55,6 +57,33 @@ class PoolReplica:
         except ServeError as exc:
             return [exc for _ in requests]
         return list(await asyncio.gather(*(self._outcome(spec, request) for request in requests)))
+
+    async def stream(self, key: str, request: InferRequest) -> AsyncGenerator[list[Chunk], None]:
+        """Yield a generating model's answer to one request, what is ready together in one list; close it to stop.
+
+        Raises:
+            ServeError: before the first piece, or later.
+        """
+        spec = self._table.spec(key)
+        started = self._clock()
+        timeout_s = min(request.timeout_s or spec.timeout_s, spec.timeout_s)
+        try:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(timeout_s):
+                    model = await stack.enter_async_context(self._residency.lease(spec))
+                chunks = model.stream(request, started + timeout_s, load_s=self._clock() - started)
+                async for ready in await stack.enter_async_context(aclosing(chunks)):
+                    if (timings := ready[-1].timings) is not None:
+                        self._metrics.request(spec, timings, self._clock() - started)
+                    yield ready
+        except ServeError:
+            self._metrics.statistics.failed(key, self._clock() - started)
+            raise
+        except TimeoutError:
+            self._metrics.statistics.failed(key, self._clock() - started)
+            raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s", timeout_s=timeout_s) from None
+        except Exception as exc:
+            raise _unexpected(spec, exc) from None
 
     async def load(self, key: str) -> None:
         """Have a model in memory. Raises ServeError."""

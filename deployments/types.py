@@ -40,20 +40,9 @@ class Datatype(StrEnum):
     BYTES = "BYTES"
 
 
+_NUMPY_NAMES = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BYTES": "object"}  # others are called alike
 NUMPY_DTYPES: Mapping[Datatype, np.dtype[Any]] = {
-    Datatype.BOOL: np.dtype(np.bool_),
-    Datatype.UINT8: np.dtype(np.uint8),
-    Datatype.UINT16: np.dtype(np.uint16),
-    Datatype.UINT32: np.dtype(np.uint32),
-    Datatype.UINT64: np.dtype(np.uint64),
-    Datatype.INT8: np.dtype(np.int8),
-    Datatype.INT16: np.dtype(np.int16),
-    Datatype.INT32: np.dtype(np.int32),
-    Datatype.INT64: np.dtype(np.int64),
-    Datatype.FP16: np.dtype(np.float16),
-    Datatype.FP32: np.dtype(np.float32),
-    Datatype.FP64: np.dtype(np.float64),
-    Datatype.BYTES: np.dtype(np.object_),
+    name: np.dtype(_NUMPY_NAMES.get(name, name.lower())) for name in Datatype
 }
 DATATYPES: Mapping[np.dtype[Any], Datatype] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
@@ -68,6 +57,8 @@ class Task(StrEnum):
     FILL_MASK = "fill-mask"
     TEXT_RANKING = "text-ranking"
     IMAGE_CLASSIFICATION = "image-classification"
+    TEXT_GENERATION = "text-generation"
+    TEXT2TEXT_GENERATION = "text2text-generation"
     TENSOR = "tensor"
     CUSTOM = "custom"
 
@@ -128,10 +119,11 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost."""
+    """What a request cost; `n_tokens` are all of them, `n_output_tokens` those of them that were generated."""
 
     n_items: int = 0
     n_tokens: int = 0
+    n_output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

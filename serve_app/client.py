@@ -5,7 +5,7 @@ vectors = endpoint.infer("minilm", ["a text"]).result().outputs["embedding"]    
 vectors = (await endpoint.infer("minilm", ["a text"])).outputs["embedding"]       # async
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,8 +14,9 @@ import numpy as np
 from pydantic import JsonValue
 from ray import serve
 from ray.exceptions import RayTaskError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
+from deployments.chunks import Chunk
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.types import Array, InferRequest, InferResult, text_array
 
@@ -50,11 +51,42 @@ class Pending:
         return result
 
 
+class Streaming:
+    """A streamed answer on its way: `for` or `async for` over its chunks; `close()` stops it."""
+
+    def __init__(self, response: DeploymentResponseGenerator) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[Chunk]:
+        try:
+            for ready in self._response:
+                yield from ready
+        except RayTaskError as exc:
+            raise _own(exc) from None
+        finally:
+            self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        try:
+            async for ready in self._response:
+                for chunk in ready:
+                    yield chunk
+        except RayTaskError as exc:
+            raise _own(exc) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the generation; its memory is free with the next token."""
+        self._response.cancel()
+
+
 class Endpoint:
     """A handle on the endpoint; make it with `connect`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._infer = handle.options(method_name="infer")
+        self._stream = handle.options(method_name="stream", stream=True)
 
     def infer(
         self,
@@ -80,6 +112,22 @@ class Endpoint:
             timeout_s=timeout_s,
         )
         return Pending(self._infer.remote(request))
+
+    def stream(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str | None = None,
+        parameters: Mapping[str, JsonValue] | None = None,
+        timeout_s: float | None = None,
+    ) -> Streaming:
+        """Send one request to a generating model; its text comes in chunks.
+
+        `inputs` is a prompt, prompts, or `{"messages": [json]}`: a conversation as JSON text.
+        """
+        request = InferRequest(model, to_tensors(inputs), version, dict(parameters or {}), timeout_s=timeout_s)
+        return Streaming(self._stream.remote(request))
 
 
 def connect(application: str = "endpoint") -> Endpoint:

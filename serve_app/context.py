@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from deployments.types import MONOTONIC, InferRequest, InferResult, Usage
+from deployments.types import MONOTONIC, InferRequest, InferResult, Timings, Usage
 from serve_app.principals import NOBODY, Principal
 from serve_app.protocols.types import Action
 
@@ -56,8 +56,12 @@ class Context:
 
     def answered(self, result: InferResult) -> None:
         """Take what the answer says of its cost and its way."""
-        self.result, self.usage = result, result.usage
-        times = result.timings
+        self.result = result
+        self.took(result.usage, result.timings)
+
+    def took(self, usage: Usage, times: Timings) -> None:
+        """Take what an answer has cost; a streamed one says so with its last piece."""
+        self.usage = usage
         for name, seconds in (
             ("load", times.load_s),
             ("prepare", times.prepare_s),

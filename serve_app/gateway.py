@@ -8,15 +8,16 @@ Called by `http.py`, by gRPC and by `ingress.py` for Python callers; knows no pr
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from deployments.chunks import GENERATIVE_TASKS, Chunk, collect
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.statistics import ModelStatistics
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Timings
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
@@ -26,6 +27,7 @@ from serve_app.principals import ANONYMOUS, CLUSTER, Principal
 from serve_app.protocols.types import Action, Command, Models
 from serve_app.registry import Registry
 from serve_app.routing import Plan
+from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
 
 
@@ -53,10 +55,12 @@ class Gateway:
         pools: Pools,
         policies: Policies | None = None,
         clock: Clock = MONOTONIC,
+        streams: Streams | None = None,
     ) -> None:
         self.models = registry
         self.config = EndpointConfig()
         self._forwarder = forwarder
+        self._streams = streams
         self._metrics = metrics
         self._pools = pools
         self._policies = policies or Policies()
@@ -104,6 +108,20 @@ class Gateway:
             for observer in self._policies.observers:
                 observer.answered(work, result)
             return result
+
+    async def stream(self, request: InferRequest, context: Context) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Yield the answer of a generating model as it comes, what is ready together at once; close it to stop.
+
+        The same policies as `infer`, but for the layers: an answer that has begun is neither cached nor retried.
+
+        Raises:
+            ServeError: before the first piece, or later.
+        """
+        async with self._admitted(request, context) as work, aclosing(self._pieces(work)) as pieces:
+            async for ready in pieces:
+                if (usage := ready[-1].usage) is not None:
+                    context.took(usage, ready[-1].timings or Timings())
+                yield ready
 
     @asynccontextmanager
     async def _admitted(self, request: InferRequest, context: Context) -> AsyncIterator[Work]:
@@ -170,7 +188,17 @@ class Gateway:
         return Plan(model.name, model)
 
     async def _forward(self, work: Work) -> InferResult:
+        if work.plan.primary.task in GENERATIVE_TASKS:
+            # A call of its own: it takes long, and its client's going away must stop it at once.
+            async with aclosing(self._pieces(work)) as pieces:
+                return await collect(pieces)
         return await self._forwarder.forward(self.models.target(work.plan.primary), work.request, work.deadline)
+
+    def _pieces(self, work: Work) -> AsyncGenerator[Sequence[Chunk], None]:
+        model = work.plan.primary
+        if model.task not in GENERATIVE_TASKS or self._streams is None:
+            raise InvalidInput(f"model {model.name!r} does {model.task}, which does not stream", field="model")
+        return self._streams.stream(self.models.target(model), work.request, work.deadline)
 
     def _timeout_s(self, request: InferRequest, default_s: float) -> float:
         """Return the time a request may take: its own wish or the model's default, capped by both and the operator."""

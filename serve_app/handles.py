@@ -5,7 +5,7 @@ and every failure of theirs becomes one of our errors. Called by `ingress.py` on
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -19,10 +19,11 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from deployments.chunks import Chunk
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
 from deployments.metrics import ReplicaMetrics
 from deployments.statistics import ModelStatistics
-from deployments.types import Order, Outcome, PoolStatus
+from deployments.types import InferRequest, Order, Outcome, PoolStatus
 from serve_app.forwarder import Call, Target
 
 _MAX_HANDLES = 4096  # of model-specific handles kept; the oldest goes first
@@ -35,7 +36,7 @@ class PoolHandles:
     def __init__(self) -> None:
         self._pools: dict[str, DeploymentHandle] = {}
         self._catalogs: dict[str, DeploymentHandle] = {}
-        self._models: dict[tuple[str, str], Any] = {}
+        self._models: dict[tuple[str, str, str], Any] = {}
 
     async def send(self, call: Call) -> Sequence[Outcome]:
         """Send one coalesced call to a pool replica; the forwarder's `Send`.
@@ -44,7 +45,7 @@ class PoolHandles:
             ReplicaLost: the replica died with the call on board.
             PoolUnavailable: no replica can be reached.
         """
-        method = self._infer_many(call.target.pool, call.target.key)
+        method = self._method(call.target.pool, call.target.key)
         try:
             outcomes: Sequence[Outcome] = await method.remote(
                 call.target.key, call.requests, backlog=call.backlog, copy=call.copy
@@ -58,6 +59,29 @@ class PoolHandles:
         except Exception as exc:
             raise _translate(exc, call.target.pool) from exc
         return outcomes
+
+    async def stream(self, target: Target, request: InferRequest, copy: int) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Yield one streamed answer of a pool replica; the `Open` of `streams.py`.
+
+        Raises:
+            ReplicaLost: the replica died with the stream.
+            PoolUnavailable: no replica can be reached.
+        """
+        method = self._method(target.pool, target.key, "stream")
+        response = method.remote(target.key, request, copy=copy)
+        try:
+            async for ready in response:
+                yield ready
+        except ServeError:
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise ReplicaLost(f"a replica of pool {target.pool!r} gave up a stream") from None
+        except Exception as exc:
+            raise _translate(exc, target.pool) from exc
+        finally:
+            response.cancel()
 
     async def status(self, pool: str) -> PoolStatus:
         """Ask a pool's catalog what it offers. Raises PoolUnavailable."""
@@ -112,20 +136,21 @@ class PoolHandles:
             self._catalogs[pool] = serve.get_deployment_handle("Catalog", app_name=pool, _check_exists=False)
         return self._catalogs[pool]
 
-    def _infer_many(self, pool: str, key: str) -> Any:
-        method = self._models.get((pool, key))
+    def _method(self, pool: str, key: str, name: str = "infer_many") -> Any:
+        method = self._models.get((pool, key, name))
         if method is None:
             if pool not in self._pools:
                 self._pools[pool] = serve.get_deployment_handle("Pool", app_name=pool, _check_exists=False)
             while len(self._models) >= _MAX_HANDLES:
                 self._models.pop(next(iter(self._models)))
             method = self._pools[pool].options(
-                method_name="infer_many",
+                method_name=name,
+                stream=name == "stream",
                 multiplexed_model_id=key,
                 request_serialization="pickle",
                 response_serialization="pickle",
             )
-            self._models[pool, key] = method
+            self._models[pool, key, name] = method
         return method
 
 

@@ -7,7 +7,7 @@ Cancellation passes through: Serve cancels the ASGI task when a client goes away
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from deployments.chunks import Chunk
 from deployments.errors import (
     BodyTooSlow,
     MethodNotAllowed,
@@ -33,7 +34,17 @@ from serve_app.cors import Cors
 from serve_app.edges import check_head
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, Packing, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
-from serve_app.protocols.types import Action, Command, Counted, Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.types import (
+    Action,
+    Command,
+    Counted,
+    Endpoint,
+    Envelope,
+    Models,
+    RawRequest,
+    Reply,
+)
+from serve_app.streaming import Streamed, send_stream, start_of
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _log = logging.getLogger(__name__)
@@ -60,6 +71,9 @@ class Gateway(Protocol):
 
     async def statistics(self) -> Counted:
         """Return what the pools have counted."""
+
+    def stream(self, request: InferRequest, context: Context) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Yield one answer piece by piece. Raises ServeError before the first piece, or later."""
 
     async def metrics(self) -> bytes:
         """Return all metrics in Prometheus text."""
@@ -110,16 +124,18 @@ class Resource:
         row = self._rows.get(scope["method"])
         try:
             reply = await self._reply(row, scope, receive, context) if row else self._no_such_method(context)
+            if isinstance(reply, Streamed):
+                await send_stream(reply, send, context)
+            else:
+                await _send(scope, send, reply, context)
         except ClientDisconnect:
             return
-        else:
-            await _send(scope, send, reply, context)
         finally:
             self._gateway.record(context)
             if context.action is Action.ADMIN:
                 audit(f"{context.method} {context.route}", **_facts(context, scope["path_params"]))
 
-    async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply:
+    async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply | Streamed:
         context.action = row.action
         try:
             head = check_head(scope["headers"])
@@ -135,7 +151,8 @@ class Resource:
             _log.exception("request %s to %s failed", context.request_id, self._path)
             hidden = ServeError(f"internal error; quote request id {context.request_id!r} to the operator")
             return _error_reply(hidden, row.envelope, context)
-        context.ended(reply.status)
+        if isinstance(reply, Reply):
+            context.ended(reply.status)
         return reply
 
     def _no_such_method(self, context: Context) -> Reply:
@@ -192,13 +209,18 @@ async def _chunks(receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
-async def _answer(row: Endpoint, raw: RawRequest, gateway: Gateway, context: Context, limit_s: float | None) -> Reply:
+async def _answer(
+    row: Endpoint, raw: RawRequest, gateway: Gateway, context: Context, limit_s: float | None
+) -> Reply | Streamed:
     models = gateway.visible(context)
     if row.parse:
         request, render = row.parse(raw, models)
         if limit_s is not None:
             request = request.with_timeout(min(limit_s, request.timeout_s or limit_s))
-        return render(await gateway.infer(request, context))
+        if callable(render):
+            return render(await gateway.infer(request, context))
+        chunks = gateway.stream(request, context)
+        return Streamed(await anext(chunks), chunks, render)  # an early failure still gets its own status
     if row.answer:
         return row.answer(raw, models)
     if row.count:
@@ -225,12 +247,12 @@ def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Rep
 
 
 async def _send(scope: Scope, send: Send, reply: Reply, context: Context) -> None:
-    added = {**context.headers, **reply.headers, "server-timing": context.server_timing(MONOTONIC())}
-    headers = [
-        (b"content-type", reply.media_type.encode("latin-1")),
-        (b"content-length", str(len(reply.body)).encode()),
-        *((key.encode("latin-1"), value.encode("latin-1")) for key, value in added.items()),
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    added = {
+        "content-length": str(len(reply.body)),
+        **context.headers,
+        **reply.headers,
+        "server-timing": context.server_timing(MONOTONIC()),
+    }
+    await send(start_of(reply.status, reply.media_type, added))
     body = b"" if scope["method"] == "HEAD" else reply.body
     await send({"type": "http.response.body", "body": body})

@@ -3,11 +3,14 @@
 import asyncio
 import contextvars
 import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
 from starlette.applications import Starlette
 
+from deployments.chunks import Chunk
 from deployments.errors import ServeError
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
@@ -37,6 +40,7 @@ from serve_app.request_log import RequestLog
 from serve_app.retry import Retry
 from serve_app.routing import Routes
 from serve_app.shadow import Shadows
+from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @serve.ingress()
 class Ingress:
-    """Answers HTTP through `build_asgi` and Python callers through `infer`."""
+    """Answers HTTP through `build_asgi` and Python callers through `infer` and `stream`."""
 
     def __init__(self, args: EndpointArgs) -> None:
         log_through_serve()
@@ -72,7 +76,8 @@ class Ingress:
             observers=(self._shadows,),
             log=self._log,
         )
-        self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies)
+        streams = Streams(self._handles.stream)
+        self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies, streams=streams)
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
@@ -111,6 +116,20 @@ class Ingress:
         finally:
             self._gateway.record(context)
         return result
+
+    async def stream(self, request: InferRequest) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Answer a Python caller piece by piece."""
+        context = Context(request.request_id, Door.PYTHON, "stream", "stream", principal=CLUSTER)
+        try:
+            async with aclosing(self._gateway.stream(request, context)) as chunks:
+                async for ready in chunks:
+                    yield ready
+            context.ended(200)
+        except ServeError as exc:
+            context.ended(exc.status, exc.code)
+            raise
+        finally:
+            self._gateway.record(context)
 
     async def replica_metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics; the replica that serves /metrics asks all of them."""

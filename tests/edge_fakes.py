@@ -1,10 +1,12 @@
 """A registry and a gateway for tests of the HTTP edge: real Protocols, made-up numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import orjson
 
+from deployments.chunks import GENERATIVE_TASKS, Chunk, Finish, TokenLogprob, collect
 from deployments.errors import ModelNotFound
 from deployments.statistics import ModelStatistics
 from deployments.types import (
@@ -30,6 +32,8 @@ from serve_app.protocols.types import Action, Command, Models, Readiness
 DIM = 4
 MAX_BODY_BYTES = 100_000
 TEXT = TensorSpec("text", Datatype.BYTES, (-1,))
+OPTIONAL_TEXT = TensorSpec("text", Datatype.BYTES, (-1,), optional=True)
+MESSAGES = TensorSpec("messages", Datatype.BYTES, (-1,), optional=True)
 SCORE = TensorSpec("score", Datatype.FP32, (-1, -1))
 LABEL = TensorSpec("label", Datatype.BYTES, (-1, -1))
 UNKNOWN = Signature((), ())
@@ -66,6 +70,8 @@ MODELS = (
         Task.TENSOR,
         Signature((TensorSpec("x", Datatype.FP32, (-1, 2)),), (TensorSpec("y", Datatype.FP32, (-1, 2)),)),
     ),
+    status("smollm2", Task.TEXT_GENERATION, Signature((OPTIONAL_TEXT, MESSAGES), (TEXT,))),
+    status("titler", Task.TEXT2TEXT_GENERATION, Signature((OPTIONAL_TEXT, MESSAGES), (TEXT,))),
     status("echo", Task.CUSTOM, UNKNOWN),
     status("broken", Task.CUSTOM, UNKNOWN, state=ModelState.UNAVAILABLE, reason="no such file"),
 )
@@ -111,6 +117,8 @@ class FakeGateway:
         self.config = EndpointConfig()
         self.recorded: list[Context] = []
         self.error: Exception | None = None
+        self.breaks_off: Exception | None = None  # raised in the middle of a stream
+        self.n_streams_closed = 0
         self.refusal: Exception | None = None
         self.outputs: Tensors | None = None
 
@@ -131,6 +139,9 @@ class FakeGateway:
         if self.error:
             raise self.error
         model = self.models.resolve(request.model, request.version)
+        if model.task in GENERATIVE_TASKS:
+            self.requests.pop()
+            return await collect(self.stream(request, context))
         outputs = self.outputs if self.outputs is not None else ANSWERS[model.task](request.inputs)
         usage = Usage(request.n_items, 3 * request.n_items)
         result = InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
@@ -139,6 +150,26 @@ class FakeGateway:
 
     async def statistics(self) -> Mapping[str, ModelStatistics]:
         return self.counted
+
+    async def stream(self, request: InferRequest, context: Context) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Say "Hello, world!" for each sequence, in three pieces."""
+        self.requests.append(request)
+        if self.error:
+            raise self.error
+        n = int(request.params.get("n", 1)) * request.n_items  # type: ignore[arg-type]
+        logprobs = (TokenLogprob(b"Hello", -0.5, ((b"Hello", -0.5), (b"\xc3", -1.5))),)
+        try:
+            first = logprobs if request.params.get("logprobs") is not None else ()
+            yield [Chunk("smollm2", "1", i, "Hello", 1, first) for i in range(n)]
+            if self.breaks_off:
+                raise self.breaks_off
+            yield [Chunk("smollm2", "1", i, ", wor", 2) for i in range(n)]
+            usage = Usage(request.n_items, 7 + 4 * n, 4 * n)
+            *others, last = (Chunk("smollm2", "1", i, "ld!", 1, finish=Finish.STOP) for i in range(n))
+            yield [*others, replace(last, usage=usage, timings=Timings())]
+            context.took(usage, Timings())
+        finally:
+            self.n_streams_closed += 1
 
     async def control(self, command: Command) -> None:
         if self.error:

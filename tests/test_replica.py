@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from echo_engine import POISON
+from tiny_models import build
 
 from deployments.errors import DeadlineExceeded, EngineFailure, InvalidInput, ModelNotFound, ModelUnavailable
 from deployments.replica import PoolReplica
 from deployments.spec import PoolArgs
-from deployments.types import InferRequest, InferResult, ModelState
+from deployments.types import InferRequest, InferResult, ModelState, text_array
 
 
 def entry(name: str, path: Path, **fields: Any) -> dict[str, Any]:
@@ -123,3 +125,48 @@ async def test_metrics_show_batches_loads_and_residency(replica: PoolReplica, tm
     assert samples["model_endpoint_resident_bytes", "echo"] == 10
     assert samples["model_endpoint_rejected_entries", ""] == 1
     assert samples["model_endpoint_budget_bytes", ""] == 100
+
+
+async def test_a_generating_model_streams_infers_and_frees_what_a_reader_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("llama", tmp_path / "llama")
+    replica = PoolReplica(PoolArgs(budget_bytes=2**30, cache_dir=str(tmp_path / "cache")))
+    options = {"cache_bytes": "1MiB"}
+    source = {"path": str(tmp_path / "llama")}
+    replica.configure({"models": [{"name": "g", "task": "text-generation", "source": source, "options": options}]})
+    wish = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
+    ask = InferRequest("g", {"text": text_array(["hello", "you"])}, params=wish)
+    (whole,) = await replica.infer_many("g:1", [ask])
+    assert isinstance(whole, InferResult), whole
+    assert whole.outputs["n_tokens"].tolist() == [16, 16]
+    assert whole.outputs["finish_reason"].tolist() == [b"length", b"length"]
+    assert (whole.usage.n_tokens, whole.usage.n_output_tokens) == (5 + 3 + 32, 32)
+    pieces = [chunk async for ready in replica.stream("g:1", ask) for chunk in ready]
+    joined = ["".join(c.text for c in pieces if c.index == i) for i in range(2)]
+    assert joined == [text.decode() for text in whole.outputs["text"]]
+    assert pieces[-1].usage == whole.usage
+    assert replica.status().resident_bytes > 2**20
+
+    async with aclosing(replica.stream("g:1", ask)) as left:
+        await anext(left)
+    with pytest.raises(InvalidInput, match="magic"):
+        await anext(replica.stream("g:1", InferRequest("g", ask.inputs, params={"magic": 1})))
+    late = InferRequest("g", ask.inputs, params={**wish, "max_tokens": 200}, timeout_s=0.05)
+    with pytest.raises(DeadlineExceeded):
+        async for _ in replica.stream("g:1", late):
+            pass
+    (model,) = replica._residency.models()
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if model.queue._task is None:
+            break
+    assert (model.queue.n_waiting, model.queue.waiting_s) == (0, 0.0)
+    samples = {s.name: s.value for m in replica.collect() for s in m.samples if s.labels.get("model") == "g"}
+    assert samples["model_endpoint_cache_tokens"] == 0
+    assert samples["model_endpoint_generated_tokens_total"] >= 64
+    assert samples["model_endpoint_first_token_seconds_count"] == 2
+    replica.configure({"models": [entry("echo", tmp_path)]})
+    with pytest.raises(InvalidInput, match="does not stream"):
+        await anext(replica.stream("echo:1", request(1)))
+    await replica.aclose()

@@ -29,7 +29,8 @@ OURS: Table = {
     "task": (
         [((*CASSETTE, "task"), "fil-mask")],
         f"{MODEL}.task: input should be 'feature-extraction', 'text-classification', 'token-classification', "
-        "'zero-shot-classification', 'fill-mask', 'text-ranking', 'image-classification', 'tensor' or 'custom' "
+        "'zero-shot-classification', 'fill-mask', 'text-ranking', 'image-classification', 'text-generation', "
+        "'text2text-generation', 'tensor' or 'custom' "
         "(value 'fil-mask'); did you mean 'fill-mask'?",
     ),
     "unknown model key": (
@@ -46,7 +47,8 @@ OURS: Table = {
         [((*RERANK, "engine"), "biencoder")],
         "applications[2].deployments[1].user_config.models[2].engine: 'biencoder' is not one of sentence-embedding, "
         "text-classification, zero-shot-classification, token-classification, fill-mask, cross-encoder, bi-encoder, "
-        "image-classification, tensor, custom (value 'biencoder'); did you mean 'bi-encoder'?",
+        "image-classification, text-generation, text2text-generation, tensor, custom (value 'biencoder'); "
+        "did you mean 'bi-encoder'?",
     ),
     "engine of another task": (
         [((*CASSETTE, "engine"), "bi-encoder")],

@@ -144,6 +144,67 @@ def _bart(folder: Path) -> None:
     tf.BartForSequenceClassification(config).save_pretrained(folder)
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+_DECODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+
+def _decoder(model_class: Any, config_class: Any, **config: Any) -> Callable[[Path], None]:
+    """Save a language model over bytes, with a chat template."""
+
+    def make(folder: Path) -> None:
+        n_tokens = bytelevel_tokenizer(folder, is_framed=False)
+        tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder)
+        model_class(config_class(vocab_size=n_tokens, **{**_DECODER, **config})).save_pretrained(folder)
+
+    return make
+
+
+def _gpt2_decoder(folder: Path) -> None:
+    n_tokens = bytelevel_tokenizer(folder, is_framed=False)
+    config = tf.GPT2Config(
+        vocab_size=n_tokens, n_positions=128, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    tf.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def _bart_seq2seq(folder: Path) -> None:
+    n_tokens = bytelevel_tokenizer(folder, is_framed=True)
+    config = tf.BartConfig(
+        vocab_size=n_tokens, max_position_embeddings=128, d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, init_std=0.3,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    tf.BartForConditionalGeneration(config).save_pretrained(folder)
+
+
+def _t5(folder: Path) -> None:
+    n_tokens = bytelevel_tokenizer(folder, is_framed=True)
+    config = tf.T5Config(
+        vocab_size=n_tokens, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, initializer_factor=3.0,
+        pad_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    tf.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
 def _vit(folder: Path) -> None:
     config = tf.ViTConfig(image_size=32, patch_size=8, **_SIZES, **_classes("cat", "dog", "bird"))
     tf.ViTForImageClassification(config).save_pretrained(folder)
@@ -170,6 +231,11 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "gpt2-classifier": _gpt2,
     "bart-nli": _bart,
     "vit": _vit,
+    "llama": _decoder(tf.LlamaForCausalLM, tf.LlamaConfig),
+    "mistral-windowed": _decoder(tf.MistralForCausalLM, tf.MistralConfig, sliding_window=8),
+    "gpt2": _gpt2_decoder,
+    "bart": _bart_seq2seq,
+    "t5": _t5,
 }
 NAMES = tuple(_BUILDERS)
 

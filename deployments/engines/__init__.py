@@ -14,6 +14,7 @@ from deployments.engines.options import (
     CustomOptions,
     EmbeddingOptions,
     FillMaskOptions,
+    GenerationOptions,
     NoOptions,
     TensorOptions,
     ZeroShotOptions,
@@ -24,6 +25,17 @@ from deployments.types import Datatype, Signature, Task, TensorSpec
 
 _TEXT = TensorSpec("text", Datatype.BYTES, (-1,))
 _LABEL_SCORE = (TensorSpec("label", Datatype.BYTES, (-1, -1)), TensorSpec("score", Datatype.FP32, (-1, -1)))
+_PROMPTS = Signature(
+    (
+        TensorSpec("text", Datatype.BYTES, (-1,), optional=True),
+        TensorSpec("messages", Datatype.BYTES, (-1,), optional=True),
+    ),
+    (
+        TensorSpec("text", Datatype.BYTES, (-1,)),
+        TensorSpec("finish_reason", Datatype.BYTES, (-1,)),
+        TensorSpec("n_tokens", Datatype.INT64, (-1,)),
+    ),
+)
 _DYNAMIC = Signature((), ())  # known only from the model's options or after loading
 
 
@@ -102,6 +114,15 @@ ENGINES: dict[str, EngineRow] = {
         ClassificationOptions,
         Signature((TensorSpec("image", Datatype.BYTES, (-1,)),), _LABEL_SCORE),
         rows=("image",),
+    ),
+    "text-generation": EngineRow(
+        "deployments.engines.text_generation:TextGeneration", (Task.TEXT_GENERATION,), GenerationOptions, _PROMPTS
+    ),
+    "text2text-generation": EngineRow(
+        "deployments.engines.text2text_generation:Text2TextGeneration",
+        (Task.TEXT2TEXT_GENERATION,),
+        GenerationOptions,
+        _PROMPTS,
     ),
     "tensor": EngineRow("deployments.engines.tensor:TensorProgram", (Task.TENSOR,), TensorOptions, _DYNAMIC),
     "custom": EngineRow("deployments.engines.custom:load_custom", tuple(Task), CustomOptions, _DYNAMIC),

@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from deployments.spec import Strict
+from deployments.generation import SamplingDefaults
+from deployments.spec import Bytes, Strict
 from deployments.types import Datatype, TensorSpec
 
 
@@ -81,6 +82,20 @@ class TensorOptions(Strict):
                     "or write `batched: false`"
                 )
         return self
+
+
+class GenerationOptions(Strict):
+    """Language models and other generators of text."""
+
+    cache_bytes: Bytes = Field(
+        default=256 * 2**20, description="keys and values of all running sequences; charged to the pool's budget"
+    )
+    prompt_tokens_per_step: int = Field(
+        default=512, ge=1, description="prompt tokens computed between two tokens of the running sequences"
+    )
+    max_new_tokens: int = Field(default=1024, ge=1, description="tokens to generate where a request does not say")
+    defaults: SamplingDefaults = SamplingDefaults()
+    chat_template: str | None = Field(default=None, description="Jinja; default: the one in the model's files")
 
 
 class CustomOptions(Strict):

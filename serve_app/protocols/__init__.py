@@ -9,6 +9,8 @@ from functools import cache
 from serve_app.protocols import (
     native,
     openai,
+    openai_chat,
+    openai_completions,
     service,
     v2,
     v2_absent,
@@ -39,6 +41,8 @@ _OPENAPI = Endpoint(
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *native.ROWS,
+    *openai_chat.ROWS,
+    *openai_completions.ROWS,
     *openai.ROWS,
     *v2.ROWS,
     *v2_statistics.ROWS,

@@ -20,4 +20,5 @@ def envelope(error: ServeError, request_id: str) -> bytes:
     return dump({"error": body})
 
 
-OPENAI = Dialect("OpenAI", envelope, OpenAIError, ("/v1/embeddings", "/v1/models"))
+_PREFIXES = ("/v1/embeddings", "/v1/models", "/v1/chat", "/v1/completions", "/v1/responses")
+OPENAI = Dialect("OpenAI", envelope, OpenAIError, _PREFIXES)

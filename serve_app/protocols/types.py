@@ -3,18 +3,20 @@
 Codecs are pure: bytes and a view of the models in; `InferRequest` and a renderer out. No I/O, no Ray, no Starlette.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from pydantic import BaseModel
 
+from deployments.chunks import Chunk
 from deployments.errors import ServeError
 from deployments.statistics import ModelStatistics
 from deployments.types import InferRequest, InferResult, ModelStatus, Order
 
 JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,23 @@ class Command:
     models: tuple[ModelStatus, ...]
 
 
+class StreamRender(Protocol):
+    """One streamed answer as a body: pieces of it in order, made as the chunks come. Keeps what it must remember."""
+
+    media_type: str
+
+    def chunks(self, ready: Sequence[Chunk]) -> bytes:
+        """Return the piece for what is ready."""
+
+    def end(self) -> bytes:
+        """Return the last piece of an answer that went well."""
+
+    def error(self, error: ServeError, request_id: str) -> bytes:
+        """Return the last piece of an answer that broke off."""
+
+
 Render: TypeAlias = Callable[[InferResult], Reply]
-Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render]]
+Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render | StreamRender]]
 Answer: TypeAlias = Callable[[RawRequest, Models], Reply]
 Control: TypeAlias = Callable[[RawRequest, Models], Command]  # answered with an empty body once it is done
 Counted: TypeAlias = Mapping[str, ModelStatistics]  # by `name:version`

@@ -1,0 +1,106 @@
+"""One generating model in memory: its engine, its stepper, and the way of one request through both.
+
+The counterpart of `deployments.loaded` for models that answer token by token; built by `deployments.loader`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeAlias
+
+from deployments.chunks import Chunk, collect
+from deployments.generation import Delta, Generator, Job
+from deployments.loaded import LoadedModel
+from deployments.spec import ModelSpec
+from deployments.stepper import Stepper
+from deployments.tensors import check_inputs, check_output_names
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Timings, Usage
+
+
+class GeneratingModel:
+    """An engine behind its stepper. `text` is the thread that prepares requests; `observe` sees finished ones."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: Generator,
+        queue: Stepper,
+        text: Executor,
+        clock: Clock = MONOTONIC,
+        observe: Callable[[Usage, Timings], None] = lambda _, __: None,
+    ) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.queue = queue
+        self._text = text
+        self._clock = clock
+        self._observe = observe
+
+    def adopt(self, spec: ModelSpec) -> None:
+        """Take over a configuration that needs no load: limits, weight, deadlines."""
+        self.spec = spec
+        self.queue.limits = spec.batch
+        self.queue.device.weight = spec.weight
+
+    async def stream(
+        self, request: InferRequest, deadline: float, load_s: float = 0.0
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """Yield the answer as it is generated, what is ready together in one list; close it to stop.
+
+        Raises:
+            ServeError: whatever was wrong with this request; never because of another one.
+        """
+        started = self._clock()
+        loop = asyncio.get_running_loop()
+        jobs = await loop.run_in_executor(self._text, self._prepare, request)
+        prepared = self._clock()
+        first = 0.0
+        n_new, n_open = 0, len(jobs)
+        async with aclosing(self.queue.stream(jobs, deadline)) as steps:
+            async for deltas in steps:
+                first = first or self._clock()
+                n_new += sum(delta.n_tokens for delta in deltas)
+                n_open -= sum(delta.is_last for delta in deltas)
+                usage = timings = None
+                if not n_open:
+                    usage = Usage(request.n_items, _n_prompt_tokens(jobs) + n_new, n_new)
+                    timings = Timings(load_s, prepared - started, first - prepared, self._clock() - first)
+                    self._observe(usage, timings)
+                *others, last = deltas
+                yield [*map(self._chunk, others), self._chunk(last, usage, timings)]
+
+    async def infer(self, request: InferRequest, deadline: float, load_s: float = 0.0) -> InferResult:
+        """Answer one request with all of its text at once."""
+        async with aclosing(self.stream(request, deadline, load_s)) as chunks:
+            result = await collect(chunks)
+        if request.outputs is None:
+            return result
+        return replace(result, outputs={name: result.outputs[name] for name in request.outputs})
+
+    def _prepare(self, request: InferRequest) -> list[Job]:
+        check_inputs(request.inputs, self.engine.signature, self.spec.name)
+        check_output_names(request.outputs or (), self.engine.signature, self.spec.name)
+        return self.engine.prepare(request)
+
+    def _chunk(self, delta: Delta, usage: Usage | None = None, timings: Timings | None = None) -> Chunk:
+        return Chunk(
+            model=self.spec.name,
+            version=self.spec.version,
+            index=delta.job.index,
+            text=delta.text,
+            n_tokens=delta.n_tokens,
+            logprobs=delta.logprobs,
+            finish=delta.finish,
+            usage=usage,
+            timings=timings,
+        )
+
+
+Resident: TypeAlias = LoadedModel | GeneratingModel  # what residency keeps in memory
+
+
+def _n_prompt_tokens(jobs: Sequence[Job]) -> int:
+    """Count each prompt once, however many sequences were made of it."""
+    return sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in jobs}.values())

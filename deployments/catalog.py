@@ -14,10 +14,11 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import PoolUnavailable, ServeError
+from deployments.gcs_store import GcsStore
 from deployments.metrics import ReplicaMetrics
-from deployments.orders import GcsStore, Store
+from deployments.orders import Order, Store
 from deployments.statistics import ModelStatistics, merged
-from deployments.types import ModelState, ModelStatus, Order, PoolStatus
+from deployments.types import ModelState, ModelStatus, PoolStatus
 
 logger = logging.getLogger(__name__)
 _TIMEOUT_S = 1.0

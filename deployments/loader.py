@@ -4,29 +4,32 @@ All that blocks runs in threads: fetching and loading in the default executor, r
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from deployments.batching import BatchQueue, RunBatch
 from deployments.chunks import GENERATIVE_TASKS
-from deployments.engines import load_engine
-from deployments.engines.base import Engine
+from deployments.engines import give_back, load_engine, run_measured
+from deployments.engines.base import Engine, Parkable
 from deployments.generating import GeneratingModel, Resident
 from deployments.generation import Generator, Job, StepReport
 from deployments.loaded import LoadedModel
 from deployments.metrics import PoolMetrics
-from deployments.sources import fetch, weight_bytes
+from deployments.sources import fetch, weight_files
 from deployments.spec import ModelSpec
 from deployments.stepper import RunStep, Stepper
 from deployments.turns import Turn, Turns
 from deployments.types import MONOTONIC, Clock, Item
+from deployments.weights import expected_bytes
 
 logger = logging.getLogger(__name__)
+_MOMENT_S = 1.0
+_LARGER = 1.25  # a batch of so many times the tokens of any before is measured: few are, and each tells something new
 
+R = TypeVar("R")
 Instrument: TypeAlias = Callable[[ModelSpec, RunBatch], RunBatch]
 
 
@@ -51,16 +54,22 @@ class EngineLoader:
         self._instrument = instrument
         self._clock = clock
         self._turns = Turns(clock)  # whose batch may run on the device
+        self._n_moves = 0  # loads, unloads and the like begun; while one runs, memory says nothing about batches
+        self._n_moving = 0
+        self._giving_back: asyncio.TimerHandle | None = None
+        self.learn_peak: Callable[[ModelSpec, int], None] = lambda *_: None  # told what batches take besides weights
 
     async def estimate(self, spec: ModelSpec) -> int:
         """Fetch the model's files, check them, and return the bytes of its weights."""
-        return await asyncio.to_thread(lambda: weight_bytes(self._fetch(spec)))
+        return await asyncio.to_thread(
+            lambda: expected_bytes(weight_files(self._fetch(spec)), spec.dtype, self._device)
+        )
 
     async def load(self, spec: ModelSpec) -> Resident:
         """Load and warm up the engine."""
         started = self._clock()
         try:
-            engine = await asyncio.to_thread(self._load, spec)
+            engine = await self._moving(self._load, spec)
         except Exception:
             self._metrics.loaded(spec, self._clock() - started, is_failed=True)
             raise
@@ -69,7 +78,7 @@ class EngineLoader:
         turn = self._turns.of(spec.key, spec.weight)
         if spec.task in GENERATIVE_TASKS and hasattr(engine, "step"):  # a custom engine may also answer in one piece
             return self._generating(spec, cast(Generator, engine), turn)
-        run = self._instrument(spec, self._on_device(engine))
+        run = self._instrument(spec, self._on_device(spec, engine))
         queue = BatchQueue(
             run,
             spec.batch,
@@ -87,12 +96,30 @@ class EngineLoader:
     async def unload(self, model: Resident) -> None:
         """Drop the weights; a model that will not go quietly is logged, never kept."""
         try:
-            await asyncio.to_thread(model.engine.close)
+            await self._moving(model.engine.close)
         except Exception:
             logger.exception("model %s raised while it was closed", model.spec.key)
-        await asyncio.to_thread(gc.collect)
+        self._give_back_soon()
         self._metrics.unloaded(model.spec)
         logger.info("model %s unloaded", model.spec.key)
+
+    def parked_bytes(self, model: Resident) -> int | None:
+        """Return the bytes of host RAM (or of the page cache) a model takes when parked; None if its engine cannot."""
+        return model.engine.size_bytes() if isinstance(model.engine, Parkable) else None
+
+    async def park(self, model: Resident) -> None:
+        """Take the weights off the device, but keep what makes coming back fast."""
+        if isinstance(model.engine, Parkable):
+            await self._moving(model.engine.park)
+            self._give_back_soon()
+        self._metrics.parked(model.spec)
+
+    async def unpark(self, model: Resident) -> None:
+        """Bring the weights back onto the device."""
+        started = self._clock()
+        if isinstance(model.engine, Parkable):
+            await self._moving(model.engine.unpark)
+        self._metrics.unparked(model.spec, self._clock() - started)
 
     def _fetch(self, spec: ModelSpec) -> Path:
         return fetch(spec, self._cache_dir)
@@ -125,8 +152,38 @@ class EngineLoader:
 
         return step
 
-    def _on_device(self, engine: Engine) -> RunBatch:
+    def _give_back_soon(self) -> None:
+        """Hand freed memory to the system, once for all models that leave within a moment, and in nobody's way."""
+        if self._giving_back is None:
+            self._giving_back = asyncio.get_running_loop().call_later(_MOMENT_S, self._give_back)
+
+    def _give_back(self) -> None:
+        self._giving_back = None
+        asyncio.get_running_loop().run_in_executor(None, give_back)
+
+    async def _moving(self, function: Callable[..., R], *args: object) -> R:
+        self._n_moves += 1
+        self._n_moving += 1
+        try:
+            return await asyncio.to_thread(function, *args)
+        finally:
+            self._n_moving -= 1
+
+    def _on_device(self, spec: ModelSpec, engine: Engine) -> RunBatch:
+        largest = 0.0  # tokens of the largest batch that has been measured
+
         async def run(items: list[Item]) -> Sequence[Any]:
-            return await asyncio.get_running_loop().run_in_executor(self._device_thread, engine.run, items)
+            nonlocal largest
+            loop, cost = asyncio.get_running_loop(), sum(item.cost for item in items)
+            if cost < largest * _LARGER:
+                return await loop.run_in_executor(self._device_thread, engine.run, items)
+            n_moves, is_quiet = self._n_moves, not self._n_moving
+            outputs, peak = await loop.run_in_executor(
+                self._device_thread, run_measured, engine.run, items, self._device
+            )
+            if peak is not None and is_quiet and n_moves == self._n_moves:
+                largest = cost
+                self.learn_peak(spec, peak)
+            return outputs
 
         return run

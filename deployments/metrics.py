@@ -1,7 +1,7 @@
 """Every metric of a pool, in one table. Each replica keeps its own registry; the ingress merges them at /metrics."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -24,6 +24,17 @@ class ReplicaMetrics:
 
     replica: str
     metrics: list[Metric]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNow:
+    """What a replica's residency says at the moment; `held` and `peaks` by model key."""
+
+    budget_bytes: int
+    ram_bytes: int
+    parked_bytes: int
+    held: Mapping[str, int]  # requests that wait for a load
+    peaks: Mapping[str, int]  # bytes that the largest batch took beside the weights
 
 
 class PoolMetrics:
@@ -88,6 +99,14 @@ class PoolMetrics:
         self._load_time = Histogram(
             "model_endpoint_load_seconds", "Time a load took.", _MODEL, buckets=_SECONDS, registry=registry
         )
+        self._parks = Counter("model_endpoint_parks", "Models moved into host RAM.", _MODEL, registry=registry)
+        self._unpark_time = Histogram(
+            "model_endpoint_unpark_seconds",
+            "Time a model took to come back from host RAM.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._unloads = Counter("model_endpoint_unloads", "Models evicted or removed.", _MODEL, registry=registry)
         self._queue = Gauge("model_endpoint_queue_items", "Items waiting.", _MODEL, registry=registry)
         self._state = Gauge(
@@ -95,6 +114,15 @@ class PoolMetrics:
         )
         self._resident = Gauge("model_endpoint_resident_bytes", "Bytes a model holds.", _MODEL, registry=registry)
         self._budget = Gauge("model_endpoint_budget_bytes", "Bytes models may hold together.", registry=registry)
+        self._ram = Gauge("model_endpoint_ram_budget_bytes", "Bytes parked models may take.", registry=registry)
+        self._parked_bytes = Gauge("model_endpoint_parked_bytes", "Bytes parked models take.", registry=registry)
+        self._held = Gauge("model_endpoint_held_requests", "Requests that wait for a load.", _MODEL, registry=registry)
+        self._peak = Gauge(
+            "model_endpoint_activation_peak_bytes",
+            "Bytes the largest batch took beside the weights.",
+            _MODEL,
+            registry=registry,
+        )
         self._rejected = Gauge("model_endpoint_rejected_entries", "Configuration entries refused.", registry=registry)
 
     def batch(self, spec: ModelSpec, record: BatchRecord) -> None:
@@ -138,21 +166,33 @@ class PoolMetrics:
         self._loads.labels(spec.name, spec.version, "failure" if is_failed else "success").inc()
         self._load_time.labels(spec.name, spec.version).observe(seconds)
 
+    def parked(self, spec: ModelSpec) -> None:
+        """Count one model moved into host RAM."""
+        self._parks.labels(spec.name, spec.version).inc()
+
+    def unparked(self, spec: ModelSpec, seconds: float) -> None:
+        """Count one model that came back from host RAM."""
+        self._unpark_time.labels(spec.name, spec.version).observe(seconds)
+
     def unloaded(self, spec: ModelSpec) -> None:
         """Count one unload."""
         self._unloads.labels(spec.name, spec.version).inc()
 
     def collect(
-        self, statuses: Iterable[ModelStatus], queues: dict[str, int], budget_bytes: int, n_rejected: int
+        self, statuses: Iterable[ModelStatus], queues: dict[str, int], memory: MemoryNow, n_rejected: int
     ) -> list[Metric]:
         """Return all metrics as of now; `queues` is waiting items by model key."""
-        for gauge in (self._queue, self._state, self._resident):
+        for gauge in (self._queue, self._state, self._resident, self._held, self._peak):
             gauge.clear()
         for status in statuses:
             labels = (status.name, status.version)
             self._queue.labels(*labels).set(queues.get(status.key, 0))
             self._state.labels(*labels, status.state.value).set(1)
             self._resident.labels(*labels).set(status.size_bytes)
-        self._budget.set(budget_bytes)
+            self._held.labels(*labels).set(memory.held.get(status.key, 0))
+            self._peak.labels(*labels).set(memory.peaks.get(status.key, 0))
+        self._budget.set(memory.budget_bytes)
+        self._ram.set(memory.ram_bytes)
+        self._parked_bytes.set(memory.parked_bytes)
         self._rejected.set(n_rejected)
         return list(self._registry.collect())

@@ -15,9 +15,11 @@ from typing import Any
 from deployments.engines import check_options, expected_signature, independent_rows
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.generating import Resident
-from deployments.residency import Loader, Residency
+from deployments.orders import Order, Orders
+from deployments.residency import Residency
+from deployments.slot import Loader
 from deployments.spec import ModelSpec, PoolConfig, parse_models
-from deployments.types import ModelState, ModelStatus, Order, Orders, Signature
+from deployments.types import ModelState, ModelStatus, Signature
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
@@ -62,7 +64,7 @@ class ModelTable:
 
     def obey(self, orders: Orders) -> None:
         """Hold models to what operators ordered: keep some in memory, take others out. Idempotent; never waits."""
-        self._residency.kept = frozenset(key for key, order in orders.items() if order is Order.LOAD)
+        self._residency.device.kept = frozenset(key for key, order in orders.items() if order is Order.LOAD)
         unloaded = frozenset(key for key, order in orders.items() if order is Order.UNLOAD)
         if unloaded == self._unloaded:
             return
@@ -92,6 +94,7 @@ class ModelTable:
             return  # nothing can be read from it: everything stays as it was
         if "user_config" not in refused:
             self._settings = settings
+            self._residency.tiers.max_loads, self._residency.max_held = settings.max_loads, settings.max_held
         for key, spec in specs.items():
             self._apply(key, spec)
         for key in self._entries.keys() - specs.keys() - refused.keys():
@@ -133,12 +136,9 @@ class ModelTable:
             _stop(entry)
         entry.spec = spec
         self._failed.pop(spec.key, None)
-        slot = self._residency.peek(spec)
-        if slot is not None:
-            slot.spec = spec
-            slot.is_retired = spec.key in self._unloaded
-            if slot.model is not None:
-                slot.model.adopt(spec)
+        model = self._residency.adopt(spec, is_retired=spec.key in self._unloaded)
+        if model is not None:
+            model.adopt(spec)
         self._keep_pinned(entry)
 
     def _keep_pinned(self, entry: _Entry) -> None:
@@ -217,6 +217,8 @@ class ModelTable:
             cache_ttl_s=entry.spec.cache.ttl_s if entry.spec.cache else None,
             is_cache_shared=entry.spec.cache is not None and entry.spec.cache.shared,
             rows=independent_rows(entry.spec),
+            load_s=self._residency.wait_s(entry.spec),
+            max_held=self._settings.max_held,
         )
 
     @staticmethod

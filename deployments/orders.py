@@ -1,17 +1,18 @@
-"""What operators ordered of models over the API, kept where it outlives the process that took it: in Ray's GCS.
+"""What operators order of models over the API: held by the catalog, obeyed by every replica, kept in a store."""
 
-Read and written by `deployments.catalog` of one pool; the list of models itself is configuration, never here. Blocks:
-call it in a thread.
-"""
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Protocol, TypeAlias
 
-import json
-from typing import Protocol
 
-from ray.experimental import internal_kv
+class Order(StrEnum):
+    """What an operator asked for over the API, of a configured model."""
 
-from deployments.types import Order, Orders
+    LOAD = "load"  # stays in memory where there is room
+    UNLOAD = "unload"  # leaves memory and is not served until it is loaded again
 
-_NAMESPACE = b"model_endpoint"
+
+Orders: TypeAlias = Mapping[str, Order]  # by `name:version`
 
 
 class Store(Protocol):
@@ -22,20 +23,3 @@ class Store(Protocol):
 
     def save(self, orders: Orders) -> None:
         """Keep these orders instead of those before."""
-
-
-class GcsStore:
-    """The orders of one pool application, in the cluster's key-value store: they last as long as the cluster."""
-
-    def __init__(self, pool: str) -> None:
-        self._key = f"orders/{pool}".encode()
-
-    def load(self) -> Orders:
-        """Return the saved orders."""
-        saved = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)
-        return {key: Order(order) for key, order in json.loads(saved or b"{}").items()}
-
-    def save(self, orders: Orders) -> None:
-        """Save these orders."""
-        value = json.dumps(dict(orders)).encode()
-        internal_kv._internal_kv_put(self._key, value, overwrite=True, namespace=_NAMESPACE)

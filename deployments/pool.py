@@ -17,10 +17,11 @@ from deployments.engines import is_usable, set_threads
 from deployments.errors import EngineFailure, ServeError
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
+from deployments.orders import Orders
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, Item, Orders, Outcome, PoolStatus
+from deployments.types import InferRequest, Item, Outcome, PoolStatus
 
 
 class Pool:

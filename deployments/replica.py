@@ -14,12 +14,13 @@ from deployments.chunks import Chunk
 from deployments.errors import DeadlineExceeded, EngineFailure, ServeError
 from deployments.generating import Resident
 from deployments.loader import EngineLoader, Instrument
-from deployments.metrics import PoolMetrics
+from deployments.metrics import MemoryNow, PoolMetrics
 from deployments.models import ModelTable
+from deployments.orders import Orders
 from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Orders, Outcome, PoolStatus
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ class PoolReplica:
             instrument,
             clock,
         )
-        self._residency: Residency[Resident] = Residency(args.budget_bytes, loader, clock=clock)
+        self._residency: Residency[Resident] = Residency(
+            args.budget_bytes, loader, clock=clock, ram_bytes=args.ram_bytes
+        )
+        loader.learn_peak = self._residency.learn_peak
         self._table = ModelTable(self._residency, loader)
         self._upstream: dict[str, int] = {}  # requests that wait in forwarders, by model, as last heard
 
@@ -105,7 +109,9 @@ class PoolReplica:
             rejected=dict(self._table.rejected),
             n_replicas=1,
             resident_bytes=self._residency.used_bytes,
-            budget_bytes=self._residency.budget_bytes,
+            budget_bytes=self._residency.device.budget_bytes,
+            parked_bytes=self._residency.tiers.parked_bytes,
+            ram_bytes=self._residency.tiers.ram_bytes,
         )
 
     def statistics(self) -> dict[str, ModelStatistics]:
@@ -119,7 +125,15 @@ class PoolReplica:
     def collect(self) -> list[Metric]:
         """Return this replica's metrics as of now."""
         queues = {model.spec.key: model.queue.n_waiting for model in self._residency.models()}
-        return self._metrics.collect(self.statuses(), queues, self._residency.budget_bytes, len(self._table.rejected))
+        slots = self._residency.slots()
+        memory = MemoryNow(
+            budget_bytes=self._residency.device.budget_bytes,
+            ram_bytes=self._residency.tiers.ram_bytes,
+            parked_bytes=self._residency.tiers.parked_bytes,
+            held={slot.spec.key: slot.n_held for slot in slots},
+            peaks={slot.spec.key: slot.peak_bytes for slot in slots},
+        )
+        return self._metrics.collect(self.statuses(), queues, memory, len(self._table.rejected))
 
     async def aclose(self) -> None:
         """Unload everything and stop the threads."""

@@ -1,24 +1,28 @@
-"""Who is in memory: the byte budget of one device, leases, single-flight loads, eviction, back-off.
+"""Who is in memory: budgets in bytes for the device and for host RAM, leases, single-flight loads, eviction, back-off.
 
 States of a slot (one per model and configuration):
 
-    UNLOADED ──load──▶ LOADING ──▶ READY ──evict──▶ UNLOADING ──▶ UNLOADED
+    UNLOADED ──load──▶ LOADING ──▶ READY ──evict──▶ UNLOADING ──▶ PARKED (in host RAM) or UNLOADED (on disk)
                           └─ fails ─▶ UNAVAILABLE (until its back-off ends) ─▶ LOADING
 
 A slot in use (leased) or pinned is never evicted. Room is made before a load, only for a model whose files have been
-fetched and sized, and all at once, so that two loads never wait for each other. Pure asyncio; used by
-`deployments.models`.
+fetched and sized, and all at once, so that two loads never wait for each other; what was evicted for a load that then
+fails comes back. Who holds how much and who makes room: `deployments.device`; where a model goes: `deployments.tiers`.
+Pure asyncio; used by `deployments.models`.
 """
 
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from deployments.device import Device
 from deployments.errors import ModelUnavailable, ServeError
+from deployments.idle import IdleWatch
+from deployments.slot import Loader, Slot
 from deployments.spec import ModelSpec
+from deployments.tiers import Tiers
 from deployments.types import MONOTONIC, Clock, ModelState
 
 BACKOFF_S = 1.0
@@ -27,103 +31,92 @@ MAX_BACKOFF_S = 60.0
 T = TypeVar("T")
 
 
-class Loader(Protocol[T]):
-    """How models get into memory and out of it; injected, so that residency knows nothing of engines."""
-
-    async def estimate(self, spec: ModelSpec) -> int:
-        """Fetch the model's files and return the bytes it is going to take."""
-
-    async def load(self, spec: ModelSpec) -> T:
-        """Bring it into memory."""
-
-    def size_bytes(self, model: T) -> int:
-        """Return the bytes a loaded model takes."""
-
-    async def unload(self, model: T) -> None:
-        """Let go of it."""
-
-
-@dataclass(slots=True)
-class Slot(Generic[T]):
-    """One model's place: what is known of it, in memory or not."""
-
-    spec: ModelSpec
-    state: ModelState = ModelState.UNLOADED
-    model: T | None = None
-    size_bytes: int = 0  # what it holds of the budget
-    n_leases: int = 0
-    last_used: float = 0.0
-    is_retired: bool = False  # out of the configuration: leaves as soon as nobody uses it
-    error: ServeError | None = None
-    n_failures: int = 0
-    retry_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def is_evictable(self) -> bool:
-        """In memory, unused, and not pinned."""
-        return self.state is ModelState.READY and self.n_leases == 0 and (self.is_retired or not self.spec.pinned)
-
-
 class Residency(Generic[T]):
-    """Keeps models in memory within `budget_bytes`."""
+    """Keeps models on a device within `budget_bytes`, and those it takes off it in host RAM within `ram_bytes`.
 
-    def __init__(self, budget_bytes: int, loader: Loader[T], max_loads: int = 2, clock: Clock = MONOTONIC) -> None:
-        self.budget_bytes = budget_bytes
+    `max_held` requests may wait for one load (0: any number); it may change at any time.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        loader: Loader[T],
+        max_loads: int = 2,
+        clock: Clock = MONOTONIC,
+        ram_bytes: int = 0,
+        max_held: int = 0,
+    ) -> None:
+        self.max_held = max_held
         self._loader = loader
         self._clock = clock
         self._slots: dict[tuple[str, str], Slot[T]] = {}
-        self._loads = asyncio.Semaphore(max_loads)
-        self._room = asyncio.Lock()  # one load at a time waits for room, so that a large one is not starved
-        self._changed = asyncio.Event()
-        self.kept: frozenset[str] = frozenset()  # model keys that are evicted only if nobody else can be
+        self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, clock)
+        self.tiers: Tiers[T] = Tiers(ram_bytes, loader, self._slots, self._spawn, clock)
+        self.tiers.max_loads = max_loads
+        self._idle = IdleWatch(self._start_unload, clock)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes held or promised; never above the budget."""
-        return sum(slot.size_bytes for slot in self._slots.values())
+        """Bytes of weights held or promised on the device; never above its budget."""
+        return self.device.used_bytes
+
+    def slots(self) -> list[Slot[T]]:
+        """Return what is known of every model that was ever asked for."""
+        return list(self._slots.values())
 
     def models(self) -> list[T]:
-        """Return the models in memory."""
+        """Return the models in memory, parked ones too."""
         return [slot.model for slot in self._slots.values() if slot.model is not None]
 
     def peek(self, spec: ModelSpec) -> Slot[T] | None:
         """Return the slot of exactly this configuration of a model, if it was ever asked for."""
         return self._slots.get((spec.key, spec.digest))
 
-    def _slot(self, spec: ModelSpec) -> Slot[T]:
-        slot = self.peek(spec)
-        if slot is None:
-            slot = self._slots[spec.key, spec.digest] = Slot(spec)
-        slot.spec = spec  # what needs no reload (pinned, limits) may have changed
-        return slot
+    def wait_s(self, spec: ModelSpec) -> float:
+        """Return how long a request that comes now waits for this model's load, by the loads measured so far."""
+        return self.tiers.speeds.wait_s(self.peek(spec) or Slot(spec), self._clock())
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[T]:
-        """Hold a model in memory for the length of the `async with`, loading it first if need be.
+        """Hold a model on the device for the length of the `async with`, loading it first if need be.
 
         Raises:
-            ModelUnavailable: it cannot be loaded; `reason` and perhaps `retry_after_s` say more.
+            ModelUnavailable: it cannot be loaded, or too many wait for it already; `reason` and perhaps
+                `retry_after_s` say more.
         """
         slot = self._slot(spec)
         slot.n_leases += 1
         try:
-            while slot.model is None or slot.state is not ModelState.READY:
-                await self._progress(slot)
+            if slot.state is not ModelState.READY:
+                await self._until_ready(slot)
+            assert slot.model is not None  # noqa: S101 - narrows for mypy: READY says so
             yield slot.model
         finally:
             slot.n_leases -= 1
             slot.last_used = self._clock()
             self._tidy(slot)
 
+    def adopt(self, spec: ModelSpec, *, is_retired: bool = False) -> T | None:
+        """Take over a configuration that needs no load; return the model if it is in memory."""
+        slot = self.peek(spec)
+        if slot is None:
+            return None
+        slot.spec, slot.is_retired = spec, is_retired
+        self._idle.forget(slot)
+        self._tidy(slot)
+        return slot.model
+
     def retire(self, spec: ModelSpec) -> None:
         """Let a model go for good once its last lease ends."""
+        self.adopt(spec, is_retired=True)
+
+    def learn_peak(self, spec: ModelSpec, peak_bytes: int) -> None:
+        """Take note of what a batch of a model took beside the weights."""
         if (slot := self.peek(spec)) is not None:
-            slot.is_retired = True
-            self._tidy(slot)
+            self.device.learn_peak(slot, peak_bytes)
 
     async def evict(self, spec: ModelSpec) -> bool:
-        """Unload a model now if it is in memory and unused; return whether it was."""
+        """Take a model off the device now if it is there and unused; return whether it was."""
         slot = self._slot(spec)
         if not slot.is_evictable:
             return False
@@ -137,8 +130,28 @@ class Residency(Generic[T]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for slot in self._slots.values():
-            if slot.model is not None:
-                await self._unload(slot)
+            self._idle.forget(slot)
+            await self.tiers.drop(slot)
+            slot.size_bytes, slot.state = 0, ModelState.UNLOADED
+
+    def _slot(self, spec: ModelSpec) -> Slot[T]:
+        slot = self.peek(spec)
+        if slot is None:
+            slot = self._slots[spec.key, spec.digest] = Slot(spec)
+        slot.spec = spec  # what needs no reload (pinned, limits) may have changed
+        return slot
+
+    async def _until_ready(self, slot: Slot[T]) -> None:
+        if self.max_held and slot.n_held >= self.max_held:
+            reason = f"it is being loaded, and {slot.n_held} requests wait for it already"
+            error = ModelUnavailable(f"model {slot.spec.key!r}: {reason}", reason=reason)
+            raise _again_later(error, self.tiers.speeds.wait_s(slot, self._clock()))
+        slot.n_held += 1
+        try:
+            while slot.state is not ModelState.READY:
+                await self._progress(slot)
+        finally:
+            slot.n_held -= 1
 
     async def _progress(self, slot: Slot[T]) -> None:
         """Wait for the slot's running task, or start the next one. Shielded: one caller leaving stops nobody's load."""
@@ -162,67 +175,53 @@ class Residency(Generic[T]):
         return asyncio.get_running_loop().create_task(run(), context=contextvars.Context())
 
     async def _load(self, slot: Slot[T]) -> None:
-        slot.state, slot.error = ModelState.LOADING, None
+        slot.state, slot.error, slot.began = ModelState.LOADING, None, self._clock()
+        victims: list[Slot[T]] = []
         try:
-            estimate = await self._loader.estimate(slot.spec)
-            await self._make_room(slot, estimate)
-            async with self._loads:
-                model = await self._loader.load(slot.spec)
-            await self._settle(slot, model)
+            if not await self._from_ram(slot, victims):
+                await self._from_disk(slot, victims)
         except asyncio.CancelledError:
             slot.state, slot.size_bytes = ModelState.UNLOADED, 0
             raise
         except Exception as exc:
             self._failed(slot, exc)
+            self._restore(victims)
         else:
             slot.n_failures, slot.last_used, slot.state = 0, self._clock(), ModelState.READY
 
-    async def _settle(self, slot: Slot[T], model: T) -> None:
-        """Replace the estimate by the measured size; give the model back if there is no room for the difference."""
-        measured = self._loader.size_bytes(model)
+    async def _from_ram(self, slot: Slot[T], victims: list[Slot[T]]) -> bool:
+        if slot.model is None:
+            return False
+        await self.device.take(slot, slot.expected_bytes, victims)
+        return await self.tiers.up(slot)
+
+    async def _from_disk(self, slot: Slot[T], victims: list[Slot[T]]) -> None:
+        estimate = await self._loader.estimate(slot.spec)  # each time: it checks the files as well
+        if estimate != slot.estimated_bytes:  # else what was measured of these files is the better guess
+            slot.estimated_bytes = slot.expected_bytes = estimate
+        while True:
+            await self.device.take(slot, slot.expected_bytes, victims)
+            if await self._settle(slot, await self.tiers.load(slot), victims):
+                return
+            slot.size_bytes = 0  # larger than its files said, and all else is in use: again, with the size now known
+
+    async def _settle(self, slot: Slot[T], model: T, victims: list[Slot[T]]) -> bool:
+        """Replace the estimate by the measured size; else, without room for the difference, give the model back."""
+        slot.expected_bytes = measured = self._loader.size_bytes(model)
+        has_room = False
         try:
-            if measured > slot.size_bytes:
-                await self._make_room(slot, measured)
-        except ServeError:
-            await self._loader.unload(model)
-            raise
-        slot.model, slot.size_bytes = model, measured
-
-    async def _make_room(self, slot: Slot[T], need: int) -> None:
-        """Raise the slot's share of the budget to `need`, evicting what is idle longest, waiting for leases to end."""
-        async with self._room:
-            while True:
-                others = self.used_bytes - slot.size_bytes
-                if others + need <= self.budget_bytes:
-                    slot.size_bytes = need
-                    return
-                self._refuse_impossible(slot, need)
-                idle = [s for s in self._slots.values() if s.is_evictable]
-                if idle:
-                    victim = min(idle, key=lambda s: (not s.is_retired, s.last_used))
-                    await asyncio.shield(self._start_unload(victim))
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
-
-    def _refuse_impossible(self, slot: Slot[T], need: int) -> None:
-        pinned = sum(s.size_bytes for s in self._slots.values() if s is not slot and s.spec.pinned and not s.is_retired)
-        if need + pinned > self.budget_bytes:
-            reason = f"it needs {need} bytes; the budget is {self.budget_bytes}, of which pinned models hold {pinned}"
-            raise ModelUnavailable(f"model {slot.spec.key!r} does not fit: {reason}", reason=reason)
+            has_room = await self.device.grow(slot, measured, victims)
+        finally:
+            if not has_room:
+                await self._loader.unload(model)
+        if has_room:
+            slot.model, slot.size_bytes = model, measured
+        return has_room
 
     def _start_unload(self, slot: Slot[T]) -> asyncio.Task[None]:
         slot.state = ModelState.UNLOADING
-        slot.task = self._spawn(slot, self._unload(slot))
+        slot.task = self._spawn(slot, self.tiers.down(slot, self.device.kept))
         return slot.task
-
-    async def _unload(self, slot: Slot[T]) -> None:
-        model, slot.model = slot.model, None
-        try:
-            if model is not None:
-                await self._loader.unload(model)
-        finally:
-            slot.size_bytes, slot.state = 0, ModelState.UNLOADED
 
     def _failed(self, slot: Slot[T], exc: Exception) -> None:
         if not isinstance(exc, ServeError):
@@ -233,15 +232,26 @@ class Residency(Generic[T]):
         slot.state, slot.size_bytes = ModelState.UNAVAILABLE, 0
         slot.error, slot.retry_at = _again_later(exc, wait), self._clock() + wait
 
+    def _restore(self, victims: list[Slot[T]]) -> None:
+        """Load again what was evicted for a load that failed, as far as it fits without evicting others."""
+        for victim in victims:
+            is_out = victim.state in (ModelState.UNLOADED, ModelState.PARKED) and victim.task is None
+            if is_out and not victim.is_retired and self.device.has_room(victim, victim.expected_bytes):
+                victim.size_bytes = victim.expected_bytes  # promised now, so that the next one sees it
+                victim.task = self._spawn(victim, self._load(victim))
+
     def _tidy(self, slot: Slot[T]) -> None:
-        """Wake loads that wait for room, and drop a retired slot that nobody uses."""
-        self._changed.set()
-        if not slot.is_retired or slot.n_leases or slot.task:
+        """Wake loads that wait for room; let a retired slot go that nobody uses; watch an idle one."""
+        self.device.changed.set()
+        if slot.n_leases or slot.task:
             return
-        if slot.state is ModelState.READY:
-            self._start_unload(slot)
-        else:
-            self._slots.pop((slot.spec.key, slot.spec.digest), None)
+        if slot.is_retired:
+            if slot.model is not None:
+                self._start_unload(slot)
+            else:
+                self._slots.pop((slot.spec.key, slot.spec.digest), None)
+        elif slot.spec.key not in self.device.kept:
+            self._idle.watch(slot)
 
 
 def _again_later(error: ServeError, wait_s: float) -> ServeError:

@@ -17,8 +17,8 @@ from huggingface_hub import snapshot_download
 
 from deployments.engines.base import unavailable
 from deployments.spec import Format, ModelSpec, Source
+from deployments.weights import SAFETENSORS
 
-SAFETENSORS = ".safetensors"
 FORMATS: Mapping[str, Format] = {  # by suffix: what else may hold weights, and can run code when it is read
     ".bin": "pickle",
     ".pth": "pickle",
@@ -68,11 +68,6 @@ def weight_files(path: Path) -> list[Path]:
     files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
     safe = [file for file in files if file.suffix == SAFETENSORS]
     return safe or [file for file in files if file.suffix in FORMATS]
-
-
-def weight_bytes(path: Path) -> int:
-    """Return the bytes of a model's weight files, the first estimate of what it takes in memory."""
-    return sum(file.stat().st_size for file in weight_files(path))
 
 
 def sha256_of(file: Path) -> str:

@@ -99,6 +99,9 @@ class CacheSpec(Strict):
     )
 
 
+_NO_RELOAD = {"batch", "timeout_s", "pinned", "weight", "cache", "idle_unload_s"}  # fields that change without a load
+
+
 class ModelSpec(Strict):
     """One model: `name:version`, what it does, where its files are, how it may run."""
 
@@ -124,6 +127,9 @@ class ModelSpec(Strict):
     )
     cache: CacheSpec | None = Field(default=None, description="keep answers at the endpoint, item by item")
     pinned: bool = Field(default=False, description="load at start, never evict; the endpoint is ready only when it is")
+    idle_unload_s: float | None = Field(
+        default=None, gt=0, description="leave the device after so long without a request; default: only to make room"
+    )
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="share of the device's time against other models that wait for it"
     )
@@ -145,7 +151,7 @@ class ModelSpec(Strict):
     @cached_property
     def digest(self) -> str:
         """Fingerprint of everything that needs the model loaded anew when it changes."""
-        part = self.model_dump_json(exclude={"batch", "timeout_s", "pinned", "weight", "cache"})
+        part = self.model_dump_json(exclude=_NO_RELOAD)
         return hashlib.sha256(part.encode()).hexdigest()[:16]
 
 
@@ -153,7 +159,13 @@ class PoolArgs(Strict):
     """`args` of a pool application: what needs new processes."""
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, or cuda for the replica's GPU")
-    budget_bytes: Bytes = Field(description="bytes of weights a replica may hold, e.g. 2GiB")
+    budget_bytes: Bytes = Field(
+        description="bytes of the device for weights and the largest batch's activations, e.g. 2GiB"
+    )
+    ram_bytes: Bytes = Field(
+        default=0,
+        description="bytes of host RAM for models that left the device, to come back from fast; 0: they leave memory",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="torch intra-op threads; default: the replica's num_cpus"
     )
@@ -166,6 +178,9 @@ class PoolConfig(Strict):
     models: tuple[ModelSpec, ...] = ()
     drain_s: float = Field(default=30.0, ge=0, description="how long a model removed from the list still answers")
     max_loads: int = Field(default=2, ge=1, description="models that may load at the same time")
+    max_held: int = Field(
+        default=256, ge=1, description="requests that may wait for one model's load; beyond, 503 with Retry-After"
+    )
 
     @field_validator("models")
     @classmethod

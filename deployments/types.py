@@ -228,16 +228,6 @@ class PoolStatus:
     replicas: tuple[str, ...] = ()  # their ids
 
 
-class Order(StrEnum):
-    """What an operator asked for over the API, of a configured model; held by the catalog, obeyed by every replica."""
-
-    LOAD = "load"  # stays in memory where there is room
-    UNLOAD = "unload"  # leaves memory and is not served until it is loaded again
-
-
-Orders: TypeAlias = Mapping[str, Order]  # by `name:version`
-
-
 def model_key(name: str, version: str) -> str:
     """Return `name:version`."""
     return f"{name}:{version}"

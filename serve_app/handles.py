@@ -22,8 +22,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.chunks import Chunk
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
 from deployments.metrics import ReplicaMetrics
+from deployments.orders import Order
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, Order, Outcome, PoolStatus
+from deployments.types import InferRequest, Outcome, PoolStatus
 from serve_app.forwarder import Call, Target
 
 _MAX_HANDLES = 4096  # of model-specific handles kept; the oldest goes first

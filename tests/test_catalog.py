@@ -9,7 +9,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.catalog import Catalog
 from deployments.errors import ModelUnavailable, PoolUnavailable
-from deployments.types import ModelState, ModelStatus, Order, Orders, PoolStatus, Signature, Task
+from deployments.orders import Order, Orders
+from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 
 
 class Store:

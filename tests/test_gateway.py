@@ -7,18 +7,9 @@ import numpy as np
 import pytest
 
 from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
+from deployments.orders import Order
 from deployments.statistics import ModelStatistics
-from deployments.types import (
-    InferRequest,
-    InferResult,
-    ModelState,
-    ModelStatus,
-    Order,
-    Outcome,
-    PoolStatus,
-    Signature,
-    Task,
-)
+from deployments.types import InferRequest, InferResult, ModelState, ModelStatus, Outcome, PoolStatus, Signature, Task
 from serve_app.access import authorise
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context

@@ -21,6 +21,7 @@ ROOMS = {
         "serve_app/validation/serve_part.py",  # Serve's own schema
         "deployments/app.py",
         "deployments/catalog.py",
+        "deployments/gcs_store.py",
         "deployments/pool.py",
         "deployments/router.py",
         "deployments/autoscaling.py",

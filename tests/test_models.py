@@ -10,10 +10,11 @@ from deployments.engines.base import Engine
 from deployments.errors import ModelNotFound, ModelUnavailable
 from deployments.loaded import LoadedModel
 from deployments.models import ModelTable
+from deployments.orders import Order
 from deployments.residency import Residency
 from deployments.spec import ModelSpec
 from deployments.turns import Turns
-from deployments.types import ModelState, Order, Signature
+from deployments.types import ModelState, Signature
 
 
 class FakeEngine:

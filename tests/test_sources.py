@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from deployments.errors import ModelUnavailable
-from deployments.sources import fetch, local_path, weight_bytes, weight_files
+from deployments.sources import fetch, local_path, weight_files
 from deployments.spec import ModelSpec, Source
 
 WEIGHTS = b"weights" * 100
@@ -75,7 +75,6 @@ def test_pinned_files_must_be_there_and_unchanged(folder: Path, tmp_path: Path) 
 
 def test_safetensors_are_the_weights_where_there_are_any(folder: Path) -> None:
     assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
-    assert weight_bytes(folder) == len(WEIGHTS)
     folder.joinpath("model.safetensors").unlink()
     assert [file.name for file in weight_files(folder)] == ["pytorch_model.bin"]
 

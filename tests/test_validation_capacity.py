@@ -15,17 +15,17 @@ MODEL = "applications[2].deployments[1].user_config.models[0]"
 IMPOSSIBLE: Table = {
     "pinned over budget": (
         [(("applications", 1, "args", "budget_bytes"), "64MiB")],
-        "applications[1].args.budget_bytes: the pinned models of this pool take 86.7 MiB, its budget is 64.0 MiB",
+        "applications[1].args.budget_bytes: the pinned models of this pool take 86.6 MiB, its budget is 64.0 MiB",
     ),
     "model over budget": (
         [(("applications", 2, "args", "budget_bytes"), "80MiB")],
-        "applications[2].deployments[1].user_config.models[1]: its weights (86.7 MiB) do not fit into budget_bytes "
+        "applications[2].deployments[1].user_config.models[1]: its weights (86.6 MiB) do not fit into budget_bytes "
         "(80.0 MiB)",
     ),
     "model over what pins leave": (
         [((*SRE, "pinned"), True)],
-        "applications[2].deployments[1].user_config.models[2]: its weights (86.7 MiB) do not fit into budget_bytes "
-        "(150.0 MiB) beside the pinned models (86.7 MiB)",
+        "applications[2].deployments[1].user_config.models[2]: its weights (86.6 MiB) do not fit into budget_bytes "
+        "(150.0 MiB) beside the pinned models (86.6 MiB)",
     ),
     "package": (
         [((*CASSETTE, "source", "package"), "cognitoin")],
@@ -141,7 +141,7 @@ WARNED: Table = {
         "applications[0].deployments[0].user_config.bulkhead.max_requests: one model could take the whole ingress",
     ),
     "few calls": ([((*SHARED, "max_ongoing_requests"), 8)], "16 calls or more may come at once"),
-    "no room to change": ([(("applications", 1, "args", "budget_bytes"), "100MiB")], "a changed version (86.7 MiB)"),
+    "no room to change": ([(("applications", 1, "args", "budget_bytes"), "100MiB")], "a changed version (86.6 MiB)"),
     "foreign application": (
         [(("applications", 3), {"name": "own", "import_path": "their.app:build", "route_prefix": None})],
         "an application of its own",

@@ -4,9 +4,10 @@ A new family is one file beside this one and one row here.
 """
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from deployments.engines.base import Engine, unavailable
 from deployments.engines.options import (
@@ -21,7 +22,7 @@ from deployments.engines.options import (
 )
 from deployments.errors import ModelUnavailable
 from deployments.spec import ModelSpec, Strict, explain
-from deployments.types import Datatype, Signature, Task, TensorSpec
+from deployments.types import Datatype, Item, Signature, Task, TensorSpec
 
 _TEXT = TensorSpec("text", Datatype.BYTES, (-1,))
 _LABEL_SCORE = (TensorSpec("label", Datatype.BYTES, (-1, -1)), TensorSpec("score", Datatype.FP32, (-1, -1)))
@@ -178,6 +179,21 @@ def independent_rows(spec: ModelSpec) -> tuple[str, ...]:
 def set_threads(threads: int | None) -> None:
     """Tell torch how many threads an operator may use."""
     importlib.import_module("deployments.engines.runtime").set_threads(threads)
+
+
+def give_back() -> None:
+    """Hand memory that nobody holds any more back to the system. Blocks; call it in a thread."""
+    importlib.import_module("deployments.engines.runtime").give_back()
+
+
+def run_measured(
+    run: Callable[[Sequence[Item]], Sequence[Any]], items: Sequence[Item], device: str
+) -> tuple[Sequence[Any], int | None]:
+    """Run a batch (in the device thread); return its outputs and the bytes it took beside the weights, if known."""
+    measured: tuple[Sequence[Any], int | None] = importlib.import_module("deployments.engines.peaks").run_measured(
+        run, items, device
+    )
+    return measured
 
 
 def is_usable(device: str) -> bool:

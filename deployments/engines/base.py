@@ -9,7 +9,7 @@ An engine whose `run` costs the sum of its items, rather than each padded to the
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from deployments.errors import ModelUnavailable
 from deployments.spec import ModelSpec
@@ -47,6 +47,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the weights."""
+
+
+@runtime_checkable
+class Parkable(Protocol):
+    """An engine that can leave the device for host RAM; `size_bytes` is asked before it does.
+
+    Optional: one without these two is unloaded, and loaded anew from disk.
+    """
+
+    def park(self) -> None:
+        """Let go of the device's memory, but keep what makes `unpark` fast. Nothing else is called until then."""
+
+    def unpark(self) -> None:
+        """Be as before `park`."""
 
 
 def unavailable(spec: ModelSpec, reason: str) -> ModelUnavailable:

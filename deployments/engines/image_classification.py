@@ -15,6 +15,7 @@ from deployments.engines.classes import ClassParams, class_names, ranked
 from deployments.engines.loading import OFFLINE, free_device, load_model, module_bytes
 from deployments.engines.options import ClassificationOptions
 from deployments.engines.params import parse_params
+from deployments.engines.parking import Parking
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.spec import ModelSpec
 from deployments.types import Array, InferRequest, Item, Tensors
@@ -32,6 +33,7 @@ class ImageClassification:
         self.signature = expected_signature(spec)
         self._device = device
         self._model = load_model(AutoModelForImageClassification, path, spec, device)
+        self._parking = Parking(self._model, path, device)
         self._processor = AutoImageProcessor.from_pretrained(path, **OFFLINE)
         self._options = ClassificationOptions.model_validate(spec.options)
         self.labels = class_names(self._model.config)
@@ -63,8 +65,19 @@ class ImageClassification:
         """Run once on a black image."""
         self.run([self._item(Image.new("RGB", (32, 32)))])
 
+    def park(self) -> None:
+        """Take the weights off the device."""
+        self._parking.park()
+        free_device(self._device)
+
+    def unpark(self) -> None:
+        """Bring the weights back."""
+        self._parking.unpark()
+
     def close(self) -> None:
         """Let go of the weights."""
+        self._parking.drop()
+        del self._parking
         self._model = None
         free_device(self._device)
 

@@ -12,9 +12,10 @@ import torch
 from deployments.engines import expected_signature
 from deployments.engines.base import unavailable
 from deployments.engines.loading import free_device, load_model, module_bytes
-from deployments.engines.packed import forward_for
+from deployments.engines.packed import PackedModel, forward_for
 from deployments.engines.padded import Reads
 from deployments.engines.params import TextParams
+from deployments.engines.parking import Parking
 from deployments.engines.tokens import Encoding, TextTokenizer, Tokens
 from deployments.spec import ModelSpec
 from deployments.types import Item
@@ -34,6 +35,7 @@ class TextEngine:
         self._spec = spec
         self._device = device
         self._model = load_model(self.auto_class, path, spec, device, self.may_lack)
+        self._parking = Parking(self._model, path, device)
         self._tokenizer = TextTokenizer(path, spec, self._model, max_tokens)
         if self.reads == "mask" and self._tokenizer.tokenizer.mask_token_id is None:
             raise unavailable(spec, f"its tokenizer has no mask token; the model was not made for {spec.task.value}")
@@ -53,8 +55,21 @@ class TextEngine:
         """Run once on a short text."""
         self.run(self._items(self._tokenizer.encode(["warm up"], "text", truncate=True)))
 
+    def park(self) -> None:
+        """Take the weights off the device."""
+        self._parking.park()
+        free_device(self._device)
+
+    def unpark(self) -> None:
+        """Bring the weights back."""
+        self._parking.unpark()
+
     def close(self) -> None:
         """Let go of the weights."""
+        self._parking.drop()
+        if isinstance(self._forward, PackedModel):
+            self._forward.undo()  # its hook in the model is a cycle, which would keep both until the next collection
+        del self._parking
         self._model = None
         del self._forward
         free_device(self._device)

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from deployments.chunks import Chunk
 from deployments.errors import ServeError
+from deployments.orders import Order
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, InferResult, ModelStatus, Order
+from deployments.types import InferRequest, InferResult, ModelStatus
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"

@@ -10,7 +10,8 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
 from deployments.errors import InvalidInput
-from deployments.types import ModelState, ModelStatus, Order
+from deployments.orders import Order
+from deployments.types import ModelState, ModelStatus
 from serve_app.protocols.json_body import Wire, dump, parse_body
 from serve_app.protocols.types import Action, Command, Endpoint, Models, RawRequest, Reply
 from serve_app.protocols.v2_errors import V2

@@ -26,7 +26,7 @@ def check_capacity(
             sizes: dict[str, int] = {}
             for place, spec in app.models if reads_files else ():
                 yield from check_files(place, spec, hashes_files=hashes_files)
-                sizes[spec.key] = weight_bytes(spec) or 0
+                sizes[spec.key] = weight_bytes(spec, args.device) or 0
             yield from _budget(app, args.budget_bytes, sizes)
 
 

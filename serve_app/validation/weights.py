@@ -6,17 +6,18 @@ Sources on the hub or behind a URL are left to the pool, which fetches them.
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments import sources
 from deployments.sources import FORMATS, local_path, sha256_of, weight_files
 from deployments.spec import ModelSpec, Source
+from deployments.weights import expected_bytes
 from serve_app.validation.problems import Place, Problem, nearest
 
 
-def weight_bytes(spec: ModelSpec) -> int | None:
-    """Return the bytes of a local model's weights, None where they cannot be told."""
+def weight_bytes(spec: ModelSpec, device: str = "cpu") -> int | None:
+    """Return the bytes that a local model's weights take on a device, None where they cannot be told."""
     path = local_path(spec.source)
-    n_bytes = sources.weight_bytes(path) if path is not None and path.exists() else 0
-    return n_bytes or None
+    if path is None or not path.exists():
+        return None
+    return expected_bytes(weight_files(path), spec.dtype, device) or None
 
 
 def check_files(place: Place, spec: ModelSpec, *, hashes_files: bool) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ import pytest
 from edge_fakes import FakeGateway
 
 from deployments.errors import ModelUnavailable
-from deployments.types import Order
+from deployments.orders import Order
 
 
 async def test_the_index_lists_every_version_with_its_state(client: httpx.AsyncClient, gateway: FakeGateway) -> None:

@@ -1,0 +1,80 @@
+"""Is there room, who leaves first to make it, and how long does it take to come back. Pure; for `residency`."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
+
+from deployments.errors import ModelUnavailable
+from deployments.slot import Slot
+from deployments.types import ModelState
+
+S = TypeVar("S", bound=Slot[Any])
+
+_SMOOTHING = 0.3  # weight of the newest measurement
+_FIRST_S = 1.0  # a load of which nothing is known
+_SHORTEST_S = 0.05  # nobody is asked to come back sooner
+
+
+class Speeds:
+    """How fast models load here, from every load so far."""
+
+    def __init__(self) -> None:
+        self._s_per_byte = 0.0
+
+    @property
+    def unknown_s(self) -> float:
+        """How long a load takes of a model whose size is not known."""
+        return _FIRST_S
+
+    def loaded(self, slot: Slot[Any], seconds: float) -> None:
+        """Take note of a load from disk."""
+        slot.load_s = _mean(slot.load_s, seconds)
+        if slot.size_bytes:
+            self._s_per_byte = _mean(self._s_per_byte, seconds / slot.size_bytes)
+
+    def unparked(self, slot: Slot[Any], seconds: float) -> None:
+        """Take note of a load from host RAM."""
+        slot.unpark_s = _mean(slot.unpark_s, seconds)
+
+    def load_s(self, slot: Slot[Any]) -> float:
+        """Return how long a load of this model from where it is now takes."""
+        if slot.state is ModelState.PARKED and slot.unpark_s:
+            return slot.unpark_s
+        return slot.load_s or slot.expected_bytes * self._s_per_byte or _FIRST_S
+
+    def wait_s(self, slot: Slot[Any], now: float) -> float:
+        """Return how long somebody who comes now has to wait for this model."""
+        passed = now - slot.began if slot.state is ModelState.LOADING else 0.0
+        return max(self.load_s(slot) - passed, _SHORTEST_S)
+
+
+def fits(slots: Collection[Slot[Any]], slot: Slot[Any], need: int, budget: int) -> bool:
+    """Return whether the budget holds `need` bytes for a slot beside what the others hold or are promised."""
+    return sum(s.size_bytes for s in slots if s is not slot) + need <= budget
+
+
+def refuse_impossible(slots: Collection[Slot[Any]], slot: Slot[Any], need: int, budget: int) -> None:
+    """Raise ModelUnavailable if `need` bytes do not fit even beside the pinned models alone."""
+    pinned = sum(s.size_bytes for s in slots if s is not slot and s.is_immovable)
+    if need + pinned > budget:
+        reason = f"it needs {need} bytes; the budget is {budget}, of which pinned models hold {pinned}"
+        raise ModelUnavailable(f"model {slot.spec.key!r} does not fit: {reason}", reason=reason)
+
+
+def first_to_go(idle: Sequence[S], kept: Collection[str], now: float) -> S | None:
+    """Return the slot whose absence costs least: retired ones first, kept ones last, else the lowest worth.
+
+    A model's worth for each byte it holds is what its reload would cost, over the time until it may be asked for
+    again: a model idle for a minute is taken to be asked for in a minute. (After GreedyDual-Size: Cao & Irani, 1997.)
+    """
+    return min(idle, key=lambda slot: (not slot.is_retired, slot.spec.key in kept, _worth(slot, now)), default=None)
+
+
+def _worth(slot: Slot[Any], now: float) -> float:
+    idle_s = max(now - slot.last_used, 1e-6)
+    reload_s = slot.unpark_s or slot.load_s or _FIRST_S
+    size = slot.size_bytes or slot.parked_bytes or 1
+    return reload_s / (idle_s * size)
+
+
+def _mean(before: float, newest: float) -> float:
+    return newest if before == 0.0 else before + _SMOOTHING * (newest - before)

@@ -7,7 +7,7 @@ CONFIG ?= serve_config.yaml
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down env install install-dev lint format unit live test lock
+.PHONY: help up down env install install-dev lint format unit live test bench bench-all lock
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,14 @@ live: install-dev ## The tests that start a Ray cluster of their own
 format: install-dev ## Let ruff fix and format everything
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
+
+bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and the bare loop: 15 minutes, the whole machine
+	$(PY) -m benchmarks venvs
+	$(PY) -m benchmarks peers
+
+bench-all: install-dev ## All peers, all loads: more than an hour
+	$(PY) -m benchmarks venvs
+	$(PY) -m benchmarks peers --sides all --cells all
 
 lock: ## Renew requirements.lock and requirements-dev.lock from pyproject.toml [UPGRADE=1]
 	@.ci/lock

@@ -56,6 +56,9 @@ class PoolReplica:
     async def infer_many(self, key: str, requests: Sequence[InferRequest], backlog: int = 0) -> list[Outcome]:
         """Answer requests for the model `name:version`, each on its own; `backlog` still waits upstream."""
         self._upstream[key] = backlog
+        if not requests:  # the forwarder warms a further copy of a hot model
+            await self.load(key)
+            return []
         try:
             spec = self._table.spec(key)
         except ServeError as exc:

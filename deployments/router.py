@@ -7,8 +7,11 @@ module by value into every process that holds a handle: it shares no state with 
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+_MAX_ORDERS = 10_000
 
 
 def rank(key: str, replica_ids: Sequence[str]) -> list[str]:
@@ -24,6 +27,11 @@ def rank(key: str, replica_ids: Sequence[str]) -> list[str]:
 class ModelRouter(RequestRouter):
     """Routes calls by their `multiplexed_model_id`; calls without one go to the least loaded replica."""
 
+    def initialize_state(self, **_: Any) -> None:
+        """Start without any order worked out (Serve calls this once)."""
+        self._orders: dict[str, list[str]] = {}  # by model, of the replicas below
+        self._known: frozenset[str] = frozenset()
+
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
@@ -33,6 +41,16 @@ class ModelRouter(RequestRouter):
         # Without this the base class asks again at once, as long as all replicas are full.
         pending_request.routing_context.should_backoff = True
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        order = rank(pending_request.metadata.multiplexed_model_id, list(by_id))
+        order = self._order(pending_request.metadata.multiplexed_model_id, frozenset(by_id))
         first = pending_request.kwargs.get("copy", 0) % max(len(order), 1)
         return [[by_id[replica]] for replica in order[first:] + order[:first]]
+
+    def _order(self, key: str, replicas: frozenset[str]) -> list[str]:
+        """Return a model's order, worked out once as long as the replicas are the same (100 cost a tenth of a ms)."""
+        if replicas != self._known:
+            self._known, self._orders = replicas, {}
+        if key not in self._orders:
+            if len(self._orders) >= _MAX_ORDERS:
+                self._orders.clear()
+            self._orders[key] = rank(key, list(replicas))
+        return self._orders[key]

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from deployments.errors import DeadlineExceeded, Overloaded, ReplicaLost, ServeError
+from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ReplicaLost, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Outcome
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ MAX_REQUESTS = 64  # in one call
 MAX_CALL_BYTES = 32 * 2**20
 MAX_WAITING = 4096  # requests of one model; beyond, 429
 COPY_REQUESTS = 128  # waiting requests that earn a model one more copy
-COPY_HOLD_S = 10.0  # how long a copy is kept after it was last needed
+COPY_HOLD_S = 10.0  # how long a copy is kept after it was last needed, and how long until one that failed is retried
+WARM_S = 60.0  # how long a copy may take to load
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,16 @@ class Target:
     key: str
     n_replicas: int = 1
     is_everywhere: bool = False  # pinned models are in every replica: no copy has to be earned
+    max_held: int = 0  # requests that may wait while the model is loaded; 0: it is in memory, or there is no limit
+    load_s: float = 0.0  # how long its load is going to take
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One handle call: requests that share it, what still waits behind them, and which copy is meant."""
+    """One handle call: requests that share it, what still waits behind them, and which copy is meant.
+
+    Without requests it only has the copy loaded.
+    """
 
     target: Target
     requests: Sequence[InferRequest]
@@ -77,7 +83,11 @@ class _Lane:
     target: Target
     waiting: deque[_Waiting] = field(default_factory=deque)
     in_flight: list[int] = field(default_factory=lambda: [0])  # by copy
+    n_open: int = 0  # requests that wait or are on board
     n_copies: int = 1
+    n_warm: int = 1  # of these, those that have the model in memory: requests go to no other
+    warming: asyncio.Task[None] | None = None
+    warm_after: float = 0.0  # when the next copy may be tried
     needed_at: float = 0.0
 
 
@@ -97,12 +107,18 @@ class Forwarder:
         Raises:
             DeadlineExceeded: no answer by then, wherever the request was.
             Overloaded: too many requests wait for this model.
+            ModelUnavailable: it is being loaded, and as many as may wait for that do.
         """
         lane = self._lane(target)
+        if target.max_held and lane.n_open >= target.max_held:
+            reason = f"it is being loaded, and {lane.n_open} requests wait for it already"
+            wait_s = round(max(target.load_s, 0.05), 3)
+            raise ModelUnavailable(f"model {target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
         if len(lane.waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests wait for model {target.key!r}", retry_after_s=1.0)
         entry = _Waiting(request, deadline, asyncio.get_running_loop().create_future())
         lane.waiting.append(entry)
+        lane.n_open += 1
         self._pump(lane)
         try:
             async with asyncio.timeout(deadline - self._clock()):
@@ -110,6 +126,7 @@ class Forwarder:
         except TimeoutError:
             raise DeadlineExceeded(f"no answer from model {target.key!r} in time") from None
         finally:
+            lane.n_open -= 1
             entry.future.cancel()
             if entry.on_board is not None:
                 entry.on_board.left()
@@ -131,7 +148,7 @@ class Forwarder:
         """Send as many calls as may be out."""
         self._set_copies(lane)
         while lane.waiting:
-            copy = min(range(lane.n_copies), key=lambda c: lane.in_flight[c])
+            copy = min(range(min(lane.n_copies, lane.n_warm)), key=lambda c: lane.in_flight[c])
             if lane.in_flight[copy] >= MAX_IN_FLIGHT:
                 return
             entries = self._take(lane)
@@ -154,6 +171,28 @@ class Forwarder:
         if wanted >= lane.n_copies or lane.n_copies > most or now - lane.needed_at > COPY_HOLD_S:
             lane.n_copies, lane.needed_at = wanted, now
         lane.in_flight.extend([0] * (lane.n_copies - len(lane.in_flight)))
+        if lane.target.is_everywhere:
+            lane.n_warm = most
+        lane.n_warm = min(lane.n_warm, lane.n_copies)
+        if lane.n_warm < lane.n_copies and lane.warming is None and now >= lane.warm_after:
+            work = self._warm(lane, lane.n_warm)
+            lane.warming = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+            self._tasks.add(lane.warming)
+            lane.warming.add_done_callback(self._tasks.discard)
+
+    async def _warm(self, lane: _Lane, copy: int) -> None:
+        """Have a further copy load the model before it gets requests: those that wait are served by the others."""
+        try:
+            async with asyncio.timeout(WARM_S):
+                await self._send(Call(lane.target, (), 0, copy))
+        except (ServeError, TimeoutError) as exc:
+            logger.warning("model %s gets no copy %d yet: %s", lane.target.key, copy + 1, exc)
+            lane.warm_after = self._clock() + COPY_HOLD_S
+        else:
+            lane.n_warm = max(lane.n_warm, copy + 1)
+        finally:
+            lane.warming = None
+        self._pump(lane)
 
     def _take(self, lane: _Lane) -> list[_Waiting]:
         entries: list[_Waiting] = []

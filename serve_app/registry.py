@@ -177,7 +177,15 @@ class Registry:
             for model in pool.status.models if pool.status else ():
                 versions.setdefault(model.name, {})[model.version] = model
                 n_replicas = pool.status.n_replicas if pool.status else 1
-                targets[model.key] = Target(pool_name, model.key, n_replicas, is_everywhere=model.pinned)
+                is_ready = model.state is ModelState.READY
+                targets[model.key] = Target(
+                    pool_name,
+                    model.key,
+                    n_replicas,
+                    is_everywhere=model.pinned,
+                    max_held=0 if is_ready else model.max_held,
+                    load_s=model.load_s,
+                )
         self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
         self._targets = targets
         self._newest.configure({name: _newest(found) for name, found in self._versions.items()})

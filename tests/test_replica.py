@@ -170,3 +170,11 @@ async def test_a_generating_model_streams_infers_and_frees_what_a_reader_leaves(
     with pytest.raises(InvalidInput, match="does not stream"):
         await anext(replica.stream("echo:1", request(1)))
     await replica.aclose()
+
+
+async def test_a_call_without_requests_loads_the_model(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path)]})
+    assert await replica.infer_many("echo:1", []) == []
+    assert replica.statuses()[0].state is ModelState.READY
+    with pytest.raises(ModelNotFound):
+        await replica.infer_many("nobody:1", [])

@@ -60,9 +60,9 @@ class EngineLoader:
         self.learn_peak: Callable[[ModelSpec, int], None] = lambda *_: None  # told what batches take besides weights
 
     async def estimate(self, spec: ModelSpec) -> int:
-        """Fetch the model's files, check them, and return the bytes of its weights."""
+        """Fetch the model's files, check them, and return the bytes of its weights and its cache."""
         return await asyncio.to_thread(
-            lambda: expected_bytes(weight_files(self._fetch(spec)), spec.dtype, self._device)
+            lambda: expected_bytes(weight_files(self._fetch(spec)), spec.dtype, self._device) + cache_bytes(spec)
         )
 
     async def load(self, spec: ModelSpec) -> Resident:

@@ -15,10 +15,12 @@ import fsspec
 import orjson
 from huggingface_hub import snapshot_download
 
+from deployments.engines import convert_gguf
 from deployments.engines.base import unavailable
 from deployments.spec import Format, ModelSpec, Source
 from deployments.weights import SAFETENSORS
 
+GGUF = ".gguf"  # converted to safetensors before it is used; holds numbers and strings, no code
 FORMATS: Mapping[str, Format] = {  # by suffix: what else may hold weights, and can run code when it is read
     ".bin": "pickle",
     ".pth": "pickle",
@@ -46,7 +48,7 @@ def fetch(spec: ModelSpec, cache_dir: Path) -> Path:
     else:
         path = _local(spec)
     _check_digests(spec, path)
-    return path
+    return _converted(spec, path, cache_dir / "gguf") if path.suffix == GGUF else path
 
 
 def local_path(source: Source) -> Path | None:
@@ -66,7 +68,7 @@ def local_path(source: Source) -> Path | None:
 def weight_files(path: Path) -> list[Path]:
     """Return the files that hold weights: safetensors where there are any, else what else looks like weights."""
     files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
-    safe = [file for file in files if file.suffix == SAFETENSORS]
+    safe = [file for file in files if file.suffix == SAFETENSORS] or [path] * (path.suffix == GGUF)
     return safe or [file for file in files if file.suffix in FORMATS]
 
 
@@ -99,6 +101,19 @@ def _check_digests(spec: ModelSpec, path: Path) -> None:
             raise unavailable(spec, f"{name} is pinned by sha256, but there is no such file in {folder}")
         if (found := sha256_of(file)) != expected:
             raise unavailable(spec, f"{file} has digest {found}; pinned is {expected}")
+
+
+def _converted(spec: ModelSpec, file: Path, cache_dir: Path) -> Path:
+    """Return the transformers folder made of a GGUF file, making it the first time."""
+    folder = cache_dir / sha256_of(file)[:32]
+    if not folder.is_dir():
+        try:
+            convert_gguf(file, folder)
+        except ImportError as exc:
+            raise unavailable(spec, f"{file.name}: reading GGUF needs the packages gguf and accelerate") from exc
+        except Exception as exc:
+            raise unavailable(spec, f"{file.name} cannot be converted: {_line(exc)}") from exc
+    return folder
 
 
 def _refused(allow: tuple[Format, ...]) -> list[str]:

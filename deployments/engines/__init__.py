@@ -158,6 +158,12 @@ def check_options(spec: ModelSpec) -> Strict:
         raise ValueError(f"options: {explain(exc)}") from None
 
 
+def cache_bytes(spec: ModelSpec) -> int:
+    """Return what a generating model's entry sets aside for keys and values, beside its weights; else 0."""
+    options = check_options(spec)
+    return options.cache_bytes if isinstance(options, GenerationOptions) else 0
+
+
 def expected_signature(spec: ModelSpec) -> Signature:
     """Return what is known of a model's tensors before it is loaded."""
     options = check_options(spec)
@@ -174,6 +180,11 @@ def independent_rows(spec: ModelSpec) -> tuple[str, ...]:
     if name == "tensor" and spec.options.get("batched", True):
         return tuple(tensor.name for tensor in expected_signature(spec).inputs)
     return ENGINES[name].rows
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Write a GGUF file's model as a transformers folder. Blocks; call it in a thread."""
+    importlib.import_module("deployments.engines.gguf").convert(file, folder)
 
 
 def set_threads(threads: int | None) -> None:

@@ -8,13 +8,15 @@ strings BYTES, booleans BOOL, whole numbers INT64, other numbers FP32.
 from itertools import chain
 from typing import Any
 
+import orjson
 from pydantic import JsonValue
 
 from deployments.errors import InvalidInput
-from deployments.types import Array, Datatype, ModelStatus, Task
+from deployments.types import Array, Datatype, ModelStatus, Task, text_array
 from serve_app.protocols.v2_tensors import from_base64, nested_shape, to_array
 
 _LABELS = "candidate_labels"
+_MESSAGES = "messages"
 _ALIASES = {Task.TEXT_RANKING: {"texts": "text"}}
 
 
@@ -70,6 +72,8 @@ def _field(name: str, inputs: JsonValue) -> str:
 
 
 def _array(name: str, value: JsonValue, status: ModelStatus, field: str) -> Array:
+    if name == _MESSAGES and _takes(name, status) and isinstance(value, list):
+        return text_array([orjson.dumps(value).decode()])  # one conversation; pools read it as JSON text
     if value is None or isinstance(value, dict):
         raise InvalidInput(f"{field}: must be a string, a number, a boolean or a list of them", field=field)
     data = value if isinstance(value, list) else [value]

@@ -210,6 +210,7 @@ ROWS = (
         Action.INFER,
         "Continue a conversation; streamed with stream=true",
         OPENAI,
+        streams="asked",
         parse=parse_chat,
         request=ChatRequest,
         response=ChatResponse,

@@ -147,6 +147,7 @@ ROWS = (
         Action.INFER,
         "Continue a text; streamed with stream=true",
         OPENAI,
+        streams="asked",
         parse=parse_completion,
         request=CompletionRequest,
         response=CompletionResponse,

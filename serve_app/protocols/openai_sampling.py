@@ -51,10 +51,7 @@ class Generating(Wire):
 
     def refuse_unserved(self) -> None:
         """Raise InvalidInput for a field that asks for what is not served."""
-        for name in self.unserved:
-            value = getattr(self, name)
-            if value is not None and value is not False and value not in ([], {}):
-                raise InvalidInput(f"{name}: is not supported; leave it out", field=name)
+        refuse(self, self.unserved)
         if self.stream_options is not None and not self.stream:
             raise InvalidInput("stream_options: goes with stream=true only", field="stream_options")
 
@@ -75,6 +72,14 @@ class Generating(Wire):
         )
         given: dict[str, JsonValue] = {name: getattr(self, name) for name in names} | more
         return {name: value for name, value in given.items() if value is not None}
+
+
+def refuse(body: Wire, names: Sequence[str]) -> None:
+    """Raise InvalidInput for the first of these fields that asks for something."""
+    for name in names:
+        value = getattr(body, name)
+        if value is not None and value is not False and value not in ([], {}):
+            raise InvalidInput(f"{name}: is not supported; leave it out", field=name)
 
 
 def generating_model(name: str, models: Models, *tasks: Task) -> ModelStatus:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
-from serve_app.protocols.types import JSON, Action, Endpoint
+from serve_app.protocols.types import EVENTS, JSON, Action, Endpoint
 
 _ERRORS = {  # of every route
     400: "the request is wrong; the message names the field",
@@ -44,7 +44,7 @@ _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or an OAuth2 access token"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-_EXAMPLES = {"model": "minilm", "version": "1", "id": "minilm", "region": "any"}
+_EXAMPLES = {"version": "1", "id": "minilm", "region": "any"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
 
 
@@ -84,14 +84,15 @@ def _operation(row: Endpoint, path: str) -> dict[str, Any]:
         operation["security"] = [{name: []} for name in _SCHEMES] + [{}]  # the last: where none is configured
     names = re.findall(r"\{(\w+)\}", path)
     if names:
-        operation["parameters"] = [_parameter(name) for name in names]
+        operation["parameters"] = [_parameter(name, row) for name in names]
     if row.request:
         operation["requestBody"] = {"required": row.parse is not None, "content": {JSON: _content(row.request)}}
     return operation
 
 
-def _parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": _EXAMPLES[name]}
+def _parameter(name: str, row: Endpoint) -> dict[str, Any]:
+    example = row.example_model if name == "model" else _EXAMPLES[name]
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": example}
 
 
 def _content(model: type[BaseModel]) -> dict[str, Any]:
@@ -106,6 +107,10 @@ def _responses(row: Endpoint, path: str) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     if row.is_served:
         content = {JSON: {"schema": _ref(row.response)}} if row.response else {_MEDIA.get(path, JSON): {}}
+        if row.streams != "never":
+            content |= {EVENTS: {"schema": {"type": "string"}}}
+        if row.streams == "always":
+            del content[JSON]
         responses["200"] = {"description": "OK", "content": content}
     if row.parse:
         responses["200"]["headers"] = _headers(_INFER_HEADERS)

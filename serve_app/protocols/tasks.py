@@ -54,6 +54,15 @@ def _entities(outputs: Tensors) -> Rendered:
     return [orjson.Fragment(entities) for entities in outputs["entities"]]
 
 
+def _texts(outputs: Tensors) -> Rendered:
+    columns = {"text": outputs["text"], "finish_reason": outputs["finish_reason"], "n_tokens": outputs["n_tokens"]}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*map(_nested, columns.values()), strict=True)]
+    if "logprobs" in outputs:
+        for row, logprobs in zip(rows, outputs["logprobs"], strict=True):
+            row["logprobs"] = orjson.Fragment(logprobs)
+    return rows
+
+
 def _ranking(outputs: Tensors) -> Rendered:
     scores = outputs["score"]
     order = np.argsort(-_wide(scores), kind="stable")
@@ -85,6 +94,7 @@ def _text(element: bytes) -> str:
 
 
 _LABEL_SCORE = _records("label", "score")
+_TEXT = Renderer(frozenset(("text", "finish_reason", "n_tokens")), _texts)
 RENDERERS: dict[Task, Renderer] = {
     Task.FEATURE_EXTRACTION: Renderer(frozenset(("embedding",)), _vectors),
     Task.TEXT_CLASSIFICATION: _LABEL_SCORE,
@@ -92,5 +102,7 @@ RENDERERS: dict[Task, Renderer] = {
     Task.IMAGE_CLASSIFICATION: _LABEL_SCORE,
     Task.FILL_MASK: _records("score", "token", "token_str", "sequence"),
     Task.TOKEN_CLASSIFICATION: Renderer(frozenset(("entities",)), _entities),
+    Task.TEXT_GENERATION: _TEXT,
+    Task.TEXT2TEXT_GENERATION: _TEXT,
     Task.TEXT_RANKING: Renderer(frozenset(("score",)), _ranking),
 }

@@ -6,7 +6,7 @@ Codecs are pure: bytes and a view of the models in; `InferRequest` and a rendere
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel
 
@@ -138,6 +138,8 @@ class Endpoint:
     control: Control | None = None
     request: type[BaseModel] | None = None
     response: type[BaseModel] | None = None
+    example_model: str = "minilm"  # what the document shows for {model}
+    streams: Literal["never", "asked", "always"] = "never"  # as server-sent events
     is_served: bool = True  # False: refused with 501, always
 
     @property

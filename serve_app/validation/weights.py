@@ -6,6 +6,7 @@ Sources on the hub or behind a URL are left to the pool, which fetches them.
 from collections.abc import Iterator
 from pathlib import Path
 
+from deployments.engines import cache_bytes
 from deployments.sources import FORMATS, local_path, sha256_of, weight_files
 from deployments.spec import ModelSpec, Source
 from deployments.weights import expected_bytes
@@ -17,7 +18,8 @@ def weight_bytes(spec: ModelSpec, device: str = "cpu") -> int | None:
     path = local_path(spec.source)
     if path is None or not path.exists():
         return None
-    return expected_bytes(weight_files(path), spec.dtype, device) or None
+    n_bytes = expected_bytes(weight_files(path), spec.dtype, device)
+    return n_bytes + cache_bytes(spec) if n_bytes else None
 
 
 def check_files(place: Place, spec: ModelSpec, *, hashes_files: bool) -> Iterator[Problem]:

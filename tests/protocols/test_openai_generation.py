@@ -154,3 +154,43 @@ async def test_completions_refuse_by_name(client: httpx.AsyncClient, body: dict[
     answer = await client.post("/v1/completions", json={"model": "smollm2", "prompt": "a", **body})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
+
+
+async def test_responses(api: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    answer = await api.responses.create(model="smollm2", input="Hi!", instructions="Be brief", max_output_tokens=9)
+    assert answer.output_text == "Hello, world!"
+    assert answer.status == "completed"
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (7, 4)
+    messages = b'[{"role":"system","content":"Be brief"},{"role":"user","content":"Hi!"}]'
+    assert gateway.requests[0].inputs["messages"].tolist() == [messages]
+    assert gateway.requests[0].params == {"max_tokens": 9}
+
+
+async def test_responses_stream(api: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    conversation: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Hi!"}]}]
+    stream = await api.responses.create(model="smollm2", input=conversation, stream=True)
+    events = [event async for event in stream]
+    assert [event.type for event in events][:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Hello, world!"
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output_text == "Hello, world!"
+    gateway.breaks_off = DeadlineExceeded("too slow")
+    stream = await api.responses.create(model="smollm2", input="Hi!", stream=True)
+    events = [event async for event in stream]
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error is not None
+    assert events[-1].response.error.message == "too slow"
+
+
+async def test_responses_refuse_by_name(client: httpx.AsyncClient) -> None:
+    for more, field in (({"tools": [{"type": "web_search"}]}, "tools"), ({"previous_response_id": "x"}, "previous")):
+        answer = await client.post("/v1/responses", json={"model": "smollm2", "input": "Hi!", **more})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"].startswith(field)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from deployments.batching import BatchQueue, RunBatch
 from deployments.chunks import GENERATIVE_TASKS
-from deployments.engines import give_back, load_engine, run_measured
+from deployments.engines import cache_bytes, give_back, load_engine, run_measured
 from deployments.engines.base import Engine, Parkable
 from deployments.generating import GeneratingModel, Resident
 from deployments.generation import Generator, Job, StepReport

@@ -119,7 +119,8 @@ class ResponseCache:
         self._flights.update(mine)
         entries: dict[bytes, Entry] = {}
         try:
-            result = await compute(replace(work, request=reduce(work.request, keys, list(missing.values()))))
+            request = reduce(work.request, keys, list(missing.values()))
+            result = await compute(work if request is work.request else replace(work, request=request))
             rows = split(result, keys, len(missing))
             entries = dict(zip(missing, rows, strict=True)) if rows else {}
             self._keep(work.plan.primary, result, entries)
@@ -160,6 +161,8 @@ class ResponseCache:
 
 
 def _count(keys: Sequence[bytes], found: _Found) -> tuple[int, int, int]:
+    if len(found.missing) == len(keys):
+        return 0, 0, len(keys)
     n_known = sum(key in found.known for key in keys)
     n_joined = sum(key in found.joined for key in keys)
     return n_known, n_joined, len(keys) - n_known - n_joined

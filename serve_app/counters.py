@@ -106,8 +106,11 @@ class EmbeddedStore:
         if used <= 0.0:
             self._used.pop(take.key, None)
             return
-        lasts_s = {Kind.RATE: used / take.per_s if take.per_s else 0.0, Kind.WINDOW: take.ends_in_s}
-        self._used[take.key] = (used, now, now + lasts_s.get(take.kind, math.inf))
+        if take.kind is Kind.RATE:
+            lasts_s = used / take.per_s
+        else:
+            lasts_s = take.ends_in_s if take.kind is Kind.WINDOW else math.inf
+        self._used[take.key] = (used, now, now + lasts_s)
 
     def _sweep(self, now: float) -> None:
         """Forget counters that are full again: callers come and go."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from deployments.types import ModelStatus
 from serve_app.counters import Kind, Take
@@ -80,16 +81,21 @@ def _counters_of(rule: LimitRule, who: str) -> Iterator[Counter]:
 
 def window_of(window: str, now: datetime) -> tuple[str, float]:
     """Return the name of the current window (UTC) and the seconds until it ends."""
-    start = now.replace(second=0, microsecond=0)
+    name, end = _window_at(window, now.replace(second=0, microsecond=0))
+    return name, (end - now).total_seconds()
+
+
+@lru_cache(maxsize=64)
+def _window_at(window: str, minute: datetime) -> tuple[str, datetime]:
     if window == "minute":
-        end = start + timedelta(minutes=1)
+        start, end = minute, minute + timedelta(minutes=1)
     elif window == "hour":
-        start = start.replace(minute=0)
+        start = minute.replace(minute=0)
         end = start + timedelta(hours=1)
     elif window == "day":
-        start = start.replace(minute=0, hour=0)
+        start = minute.replace(minute=0, hour=0)
         end = start + timedelta(days=1)
     else:
-        start = start.replace(minute=0, hour=0, day=1)
+        start = minute.replace(minute=0, hour=0, day=1)
         end = (start + timedelta(days=32)).replace(day=1)
-    return f"{start:%Y%m%d%H%M}", (end - now).total_seconds()
+    return f"{start:%Y%m%d%H%M}", end

@@ -88,7 +88,8 @@ class Limits:
         self._matches: dict[tuple[str, str, str, str], tuple[Counter, ...]] = {}
         self._bytes_per_token: dict[str, float] = {}
         self._closing: asyncio.Task[None] | None = None
-        self._permits = (f"{uuid.uuid4().hex}:{n}" for n in count())
+        mine = uuid.uuid4().hex
+        self._permits = (f"{mine}:{n}" for n in count())
 
     def configure(self, config: EndpointConfig) -> None:
         """Apply the endpoint's user_config; counters go on where they were."""

@@ -81,9 +81,12 @@ class TrafficMetrics:
 
     def cache(self, model: ModelStatus, n_hits: int, n_joined: int, n_misses: int) -> None:
         """Count the items of one request to a cacheable model."""
-        for result, n_items in (("hit", n_hits), ("joined", n_joined), ("miss", n_misses)):
-            if n_items:
-                self._cache.labels(model.name, model.version, result).inc(n_items)
+        if n_hits:
+            self._cache.labels(model.name, model.version, "hit").inc(n_hits)
+        if n_joined:
+            self._cache.labels(model.name, model.version, "joined").inc(n_joined)
+        if n_misses:
+            self._cache.labels(model.name, model.version, "miss").inc(n_misses)
 
     def watch_cache(self, n_bytes: Callable[[], float], n_entries: Callable[[], float]) -> None:
         """Say where to read what the cache holds."""

@@ -3,7 +3,7 @@
     python benchmarks/policies.py [--rounds 7] [--requests 1500]
 
 1. A request through the gateway (authenticate, plan, admit, layers, forwarder, record) to a pool that answers at once,
-   with no policy, with each one, with all; one text a request. Variants take turns; the best round of each counts, since
+   with no policy, with each one, with all; one text a request. Variants take turns and the best round of each counts:
    whatever else runs on the machine only adds.
 2. A request through the whole ASGI app with all-MiniLM-L6-v2 in this process: computed, and known to the cache. Without
    Ray's hop, which every miss pays as well.

@@ -17,6 +17,7 @@
     │   └── RateLimited         429 rate_limited           a limit of this caller is used up: `limit` says which
     ├── EngineFailure           500 engine_failure         the model raised on this input
     ├── ModelUnavailable        503 model_unavailable      cannot load; `reason` says why
+    │   ├── ModelLoading        503 model_loading          enough requests wait for its load; retry when it is done
     │   └── CircuitOpen         503 circuit_open           it kept failing and is left alone for a while
     ├── IdentityUnavailable     503 identity_unavailable   credentials cannot be checked now
     ├── LimitsUnavailable       503 limits_unavailable     limits cannot be counted, and are closed then
@@ -170,6 +171,12 @@ class ModelUnavailable(ServeError):
     status = 503
     code = "model_unavailable"
     retryable = True
+
+
+class ModelLoading(ModelUnavailable):
+    """The model is being loaded, and as many requests as may wait for that do; nothing is wrong with it."""
+
+    code = "model_loading"
 
 
 class CircuitOpen(ModelUnavailable):

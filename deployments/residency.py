@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from deployments.device import Device
-from deployments.errors import ModelUnavailable, ServeError
+from deployments.errors import ModelLoading, ModelUnavailable, ServeError
 from deployments.idle import IdleWatch
 from deployments.slot import Loader, Slot
 from deployments.spec import ModelSpec
@@ -144,7 +144,7 @@ class Residency(Generic[T]):
     async def _until_ready(self, slot: Slot[T]) -> None:
         if self.max_held and slot.n_held >= self.max_held:
             reason = f"it is being loaded, and {slot.n_held} requests wait for it already"
-            error = ModelUnavailable(f"model {slot.spec.key!r}: {reason}", reason=reason)
+            error = ModelLoading(f"model {slot.spec.key!r}: {reason}", reason=reason)
             raise _again_later(error, self.tiers.speeds.wait_s(slot, self._clock()))
         slot.n_held += 1
         try:

@@ -15,6 +15,7 @@ from deployments.errors import (
     CircuitOpen,
     DeadlineExceeded,
     EngineFailure,
+    ModelLoading,
     ModelUnavailable,
     PoolUnavailable,
     ServeError,
@@ -166,6 +167,8 @@ def judge(exc: ServeError, *, is_patient: bool) -> Verdict:
     match exc:
         case EngineFailure():
             return Verdict.FAILS_ON_INPUT
+        case ModelLoading():
+            return Verdict.NOTHING
         case DeadlineExceeded():
             return Verdict.FAILS if is_patient else Verdict.NOTHING
         case ModelUnavailable() | PoolUnavailable():

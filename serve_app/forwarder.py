@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ReplicaLost, ServeError
+from deployments.errors import DeadlineExceeded, ModelLoading, Overloaded, ReplicaLost, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Outcome
 
 logger = logging.getLogger(__name__)
@@ -107,13 +107,13 @@ class Forwarder:
         Raises:
             DeadlineExceeded: no answer by then, wherever the request was.
             Overloaded: too many requests wait for this model.
-            ModelUnavailable: it is being loaded, and as many as may wait for that do.
+            ModelLoading: it is being loaded, and as many as may wait for that do.
         """
         lane = self._lane(target)
         if target.max_held and lane.n_open >= target.max_held:
             reason = f"it is being loaded, and {lane.n_open} requests wait for it already"
             wait_s = round(max(target.load_s, 0.05), 3)
-            raise ModelUnavailable(f"model {target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
+            raise ModelLoading(f"model {target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
         if len(lane.waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests wait for model {target.key!r}", retry_after_s=1.0)
         entry = _Waiting(request, deadline, asyncio.get_running_loop().create_future())
@@ -130,6 +130,7 @@ class Forwarder:
             entry.future.cancel()
             if entry.on_board is not None:
                 entry.on_board.left()
+                entry.on_board = None  # a circle would keep the request and its answer until the next collection
 
     async def aclose(self) -> None:
         """Cancel all calls."""

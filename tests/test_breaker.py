@@ -10,6 +10,7 @@ from deployments.errors import (
     DeadlineExceeded,
     EngineFailure,
     InvalidInput,
+    ModelLoading,
     ModelUnavailable,
     Overloaded,
     PoolUnavailable,
@@ -105,8 +106,8 @@ async def test_what_was_sent_before_it_opened_does_not_decide_the_try() -> None:
     assert await probe == "ok"
 
 
-@pytest.mark.parametrize("error", [InvalidInput("x"), Overloaded("x")])
-async def test_a_callers_mistake_or_a_full_queue_counts_for_nothing(error: ServeError) -> None:
+@pytest.mark.parametrize("error", [InvalidInput("x"), Overloaded("x"), ModelLoading("x")])
+async def test_a_callers_mistake_a_full_queue_or_a_load_under_way_counts_for_nothing(error: ServeError) -> None:
     case = Case()
     assert await case.ask(error, n=50) == error.code
 

@@ -1,6 +1,8 @@
 """Forwarder: who shares a call, what each request gets from it, and what one caller's leaving does to the others."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -314,3 +316,21 @@ async def test_no_more_requests_wait_for_a_load_than_may() -> None:
     pool.gate.set()
     await asyncio.gather(*held, loaded)
     await forwarder.forward(cold, request("again"), NEVER)
+
+
+async def test_an_answered_request_is_let_go_at_once() -> None:
+    """Requests and answers may hold megabytes: they must not wait for the garbage collector."""
+    pool = Pool()
+    forwarder = Forwarder(pool.send)
+    gc.collect()
+    gc.disable()
+    try:
+        one = request("r1")
+        gone = weakref.ref(one.inputs["x"])
+        await forwarder.forward(MINILM, one, NEVER)
+        del one
+        pool.calls.clear()
+        await settle()
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -7,7 +7,7 @@ CONFIG ?= serve_config.yaml
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down env install install-dev lint format unit live test bench bench-all lock
+.PHONY: help up down env install install-dev lint format unit live test bench bench-all lock proto
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ bench-all: install-dev ## All peers, all loads: more than an hour
 
 lock: ## Renew requirements.lock and requirements-dev.lock from pyproject.toml [UPGRADE=1]
 	@.ci/lock
+
+# The compiler of the gRPC that is locked, in a folder of its own: newer code would not run with it.
+proto: install ## Renew serve_app/rpc/*_pb2*.py from the .proto files
+	@$(PIP) --target .state/protoc "grpcio-tools==$$($(PY) -c 'import grpc; print(grpc.__version__)')" && \
+	PYTHONPATH=.state/protoc $(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serve_app/rpc/*.proto
 
 # A stamp holds the hash of what was installed, so that a change installs again and nothing else does.
 install: $(PY)

@@ -181,6 +181,10 @@ class Gateway:
         """Count one finished HTTP request."""
         self._metrics.http(method, route, status, seconds)
 
+    def observe_rpc(self, method: str, code: str, seconds: float) -> None:
+        """Count one finished gRPC call."""
+        self._metrics.rpc(method, code, seconds)
+
     def _plan(self, request: InferRequest, context: Context) -> Plan:
         if self._policies.router is not None:
             return self._policies.router.plan(request, context)

@@ -1,4 +1,4 @@
-"""The `Ingress` deployment: composition of the endpoint inside one replica, and its doors for HTTP and Python."""
+"""The `Ingress` deployment: composition of the endpoint inside one replica, and its doors for HTTP, gRPC and Python."""
 
 import asyncio
 import contextvars
@@ -39,6 +39,9 @@ from serve_app.registry import Registry
 from serve_app.request_log import RequestLog
 from serve_app.retry import Retry
 from serve_app.routing import Routes
+from serve_app.rpc.calls import Calls
+from serve_app.rpc.health import HealthRpcs
+from serve_app.rpc.inference import InferenceRpcs
 from serve_app.shadow import Shadows
 from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
@@ -47,8 +50,8 @@ logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
-class Ingress:
-    """Answers HTTP through `build_asgi` and Python callers through `infer` and `stream`."""
+class Ingress(InferenceRpcs, HealthRpcs):
+    """Answers HTTP through `build_asgi`, gRPC through methods named as its rpcs, Python callers by `infer`, `stream`."""
 
     def __init__(self, args: EndpointArgs) -> None:
         log_through_serve()
@@ -78,6 +81,7 @@ class Ingress:
         )
         streams = Streams(self._handles.stream)
         self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies, streams=streams)
+        self.calls = Calls(self._gateway, args.max_body_bytes)
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these

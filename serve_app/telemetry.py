@@ -50,6 +50,16 @@ class IngressMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._rpcs = Counter(
+            "model_endpoint_grpc_requests", "gRPC calls by method and outcome.", ("method", "code"), registry=registry
+        )
+        self._rpc_latency = Histogram(
+            "model_endpoint_grpc_request_seconds",
+            "Time from a gRPC call's start to its end, streams included.",
+            ("method",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._call_requests = Histogram(
             "model_endpoint_call_requests",
             "Requests that shared one call to a pool.",
@@ -109,6 +119,11 @@ class IngressMetrics:
         """Count one HTTP request; `route` is a path template, never a path."""
         self._http.labels(method, route, status).inc()
         self._http_latency.labels(route).observe(seconds)
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        """Count one gRPC call; `code` is an error's, or ok."""
+        self._rpcs.labels(method, code).inc()
+        self._rpc_latency.labels(method).observe(seconds)
 
     def call(self, call: Call) -> None:
         """Count one handle call."""

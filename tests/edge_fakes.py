@@ -110,6 +110,7 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self.models = FakeModels()
+        self.rpcs: list[tuple[str, str]] = []
         self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
         self.commands: list[Command] = []
@@ -129,6 +130,10 @@ class FakeGateway:
 
     def visible(self, context: Context) -> Models:
         return self.models
+
+    def observe_rpc(self, method: str, code: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.rpcs.append((method, code))
 
     def record(self, context: Context) -> None:
         self.recorded.append(context)

@@ -10,12 +10,16 @@ VERSION = "/v2/models/{model}/versions/{version}"
 _UNKNOWN_MODEL = "unknown model"
 
 
+def message_of(error: ServeError) -> str:
+    """Return an error's message; for an unknown model it holds the words Triton's clients look for."""
+    if isinstance(error, ModelNotFound) and _UNKNOWN_MODEL not in error.message:
+        return f"Request for {_UNKNOWN_MODEL}: {error.message}"
+    return error.message
+
+
 def envelope(error: ServeError, request_id: str) -> bytes:
-    """Render an error; for an unknown model the message holds the words Triton's clients look for."""
-    message = error.message
-    if isinstance(error, ModelNotFound) and _UNKNOWN_MODEL not in message:
-        message = f"Request for {_UNKNOWN_MODEL}: {message}"
-    body = {"error": message, "code": error.code, "details": error.details, "request_id": request_id}
+    """Render an error."""
+    body = {"error": message_of(error), "code": error.code, "details": error.details, "request_id": request_id}
     return dump(body)
 
 

@@ -1,0 +1,107 @@
+"""One gRPC call from metadata to trailing metadata: who asks, the answer or the error, the record of it.
+
+What `http.py` does for a request, for every rpc alike. Called by the methods in `inference` and `health`. A client's
+deadline, or its leaving, cancels the method; it is then recorded as cancelled, like an HTTP client that is gone.
+"""
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+
+from deployments.errors import BodyTooLarge, ServeError
+from deployments.types import MONOTONIC
+from serve_app.audit import audit
+from serve_app.context import Context, Door
+from serve_app.gateway import Gateway
+from serve_app.protocols.types import Action, Models
+from serve_app.protocols.v2_grpc import parse_infer
+from serve_app.rpc.inference_pb2 import ModelInferRequest, ModelInferResponse
+from serve_app.rpc.statuses import RpcContext, fail
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+Work: TypeAlias = Callable[[Context], Awaitable[M]]
+_MAX_ID = 128
+
+
+class Calls:
+    """Answers calls through the gateway."""
+
+    def __init__(self, gateway: Gateway, max_bytes: int) -> None:
+        self.gateway = gateway
+        self._max_bytes = max_bytes
+
+    async def answer(self, name: str, action: Action, rpc: RpcContext, empty: M, work: Work[M]) -> M:
+        """Answer one call with what `work` gives; after an error with `empty`, which is not sent."""
+        async with self.opened(name, action, rpc) as context:
+            if context is not None:
+                return await work(context)
+        return empty
+
+    @asynccontextmanager
+    async def opened(self, name: str, action: Action, rpc: RpcContext) -> AsyncIterator[Context | None]:
+        """Authenticate a call, turn what goes wrong in the block into its status, and record it in the end.
+
+        Yields None, once the status is set, for a caller who may not come in.
+        """
+        metadata = _metadata(rpc)
+        context = self.context(name, action, metadata)
+        more: dict[str, str] = {}
+        try:
+            try:
+                await self.gateway.authenticate(context, metadata)
+            except ServeError as exc:
+                context.ended(exc.status, exc.code)
+                more = fail(rpc, exc)
+                yield None
+                return
+            yield context
+            if context.code == "cancelled":  # nobody has said otherwise
+                context.ended(200)
+        except ServeError as exc:
+            context.ended(exc.status, exc.code)
+            more = fail(rpc, exc)
+        except Exception:
+            logger.exception("call %s of %s failed", context.request_id, name)
+            hidden = ServeError(f"internal error; quote request id {context.request_id!r} to the operator")
+            context.ended(hidden.status, hidden.code)
+            more = fail(rpc, hidden)
+        finally:
+            self._finish(context, rpc, more)
+
+    def context(self, name: str, action: Action, metadata: Mapping[str, str]) -> Context:
+        """Return a new context for a call."""
+        request_id = (metadata.get("x-request-id") or metadata.get("request_id") or uuid.uuid4().hex)[:_MAX_ID]
+        return Context(request_id, Door.GRPC, name, name, action)
+
+    async def infer(
+        self, message: ModelInferRequest, context: Context, *, is_stream: bool = False
+    ) -> ModelInferResponse:
+        """Answer one inference. Raises ServeError."""
+        n_bytes = message.ByteSize()
+        if n_bytes > self._max_bytes:
+            raise BodyTooLarge(
+                f"message of {n_bytes} bytes exceeds the maximum of {self._max_bytes}; send fewer items a request",
+                max_bytes=self._max_bytes,
+            )
+        models: Models = self.gateway.visible(context)
+        request, render = parse_infer(message, models, context.request_id, is_stream=is_stream)
+        return render(await self.gateway.infer(request, context))
+
+    def _finish(self, context: Context, rpc: RpcContext, more: Mapping[str, str]) -> None:
+        seconds = MONOTONIC() - context.started
+        self.gateway.observe_rpc(context.method, context.code, seconds)
+        self.gateway.record(context)
+        if context.action is Action.ADMIN:
+            audit(context.method, principal=context.principal.name, request_id=context.request_id, code=context.code)
+        added = {**context.headers, **more, "x-request-id": context.request_id}
+        rpc.set_trailing_metadata([(key.lower(), value) for key, value in added.items()])
+
+
+def _metadata(rpc: RpcContext) -> dict[str, str]:
+    return {key: value for key, value in rpc.invocation_metadata() if isinstance(value, str)}

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from deployments.errors import ServeError
 
 Clock: TypeAlias = Callable[[], float]
+MONOTONIC: Clock = time.monotonic
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]  # by name; a BYTES tensor is an object array whose elements are `bytes`
 Params: TypeAlias = Mapping[str, JsonValue]
@@ -238,6 +239,3 @@ def text_array(values: list[str] | tuple[str, ...]) -> Array:
     array = np.empty(len(values), dtype=np.object_)
     array[:] = [value.encode() for value in values]
     return array
-
-
-MONOTONIC: Clock = time.monotonic

@@ -9,9 +9,11 @@ bad leaves the keys before in force and says so in `/ready`. Built by `ingress.p
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from urllib.parse import unquote
 
 from deployments.errors import Unauthenticated
 from serve_app import references
+from serve_app.addresses import is_loopback
 from serve_app.api_keys import PREFIX, KeyRing, now_utc, parse_key_file
 from serve_app.audit import audit
 from serve_app.auth_config import AuthConfig, JwtConfig
@@ -61,6 +63,17 @@ class Authenticator:
         elif (stamp := _stamp(reference)) != self._stamp:
             self._read(reference)
             self._stamp = stamp
+
+    def admits(self, peer: str) -> bool:
+        """Return whether a gRPC peer ("ipv4:127.0.0.1:5000") may come in without any authentication configured.
+
+        Serve's gRPC servers listen on every address of the machine, whatever host is configured.
+        """
+        if self._config.is_configured or self._config.allow_anonymous:
+            return True
+        kind, _, address = peer.partition(":")
+        host = unquote(address).rpartition(":")[0].strip("[]")
+        return kind == "unix" or is_loopback(host)
 
     async def identify(self, headers: Mapping[str, str]) -> Principal:
         """Return who sent these headers (lower-case names).

@@ -81,7 +81,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         )
         streams = Streams(self._handles.stream)
         self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies, streams=streams)
-        self.calls = Calls(self._gateway, args.max_body_bytes)
+        self.calls = Calls(self._gateway, args.max_body_bytes, self._auth.admits)
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these

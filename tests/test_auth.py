@@ -226,3 +226,24 @@ def test_looking_a_key_up_costs_the_same_among_many() -> None:
     ring = KeyRing(records)
     assert ring.identify(made[999][1], now_utc()).name == "p999"
     assert len(ring.ids) == 1000
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_admitted"),
+    [
+        ("ipv4:127.0.0.1:5000", True),
+        ("ipv6:%5B::1%5D:5000", True),
+        ("unix:", True),
+        ("ipv4:10.0.0.7:5000", False),
+        ("ipv6:%5Bfe80::1%5D:5000", False),
+        ("", False),
+    ],
+)
+def test_without_authentication_only_this_machine_comes_in_by_grpc(peer: str, is_admitted: bool) -> None:
+    assert Authenticator().admits(peer) is is_admitted
+
+
+def test_with_authentication_or_open_on_purpose_every_peer_comes_in() -> None:
+    door = Authenticator()
+    door.configure(EndpointConfig.model_validate({"auth": {"allow_anonymous": True}}))
+    assert door.admits("ipv4:10.0.0.7:5000")

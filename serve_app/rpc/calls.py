@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from deployments.errors import BodyTooLarge, ServeError
+from deployments.errors import BodyTooLarge, ServeError, Unauthenticated
 from deployments.types import MONOTONIC
 from serve_app.audit import audit
 from serve_app.context import Context, Door
@@ -27,14 +27,16 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 Work: TypeAlias = Callable[[Context], Awaitable[M]]
 _MAX_ID = 128
+_STRANGER = "no authentication is configured, so only this machine may call: configure `auth.keys` or `auth.jwt`"
 
 
 class Calls:
     """Answers calls through the gateway."""
 
-    def __init__(self, gateway: Gateway, max_bytes: int) -> None:
+    def __init__(self, gateway: Gateway, max_bytes: int, admits: Callable[[str], bool] = lambda _: True) -> None:
         self.gateway = gateway
         self._max_bytes = max_bytes
+        self._admits = admits
 
     async def answer(self, name: str, action: Action, rpc: RpcContext, empty: M, work: Work[M]) -> M:
         """Answer one call with what `work` gives; after an error with `empty`, which is not sent."""
@@ -54,6 +56,8 @@ class Calls:
         more: dict[str, str] = {}
         try:
             try:
+                if not self._admits(rpc.peer()):
+                    raise Unauthenticated(_STRANGER)
                 await self.gateway.authenticate(context, metadata)
             except ServeError as exc:
                 context.ended(exc.status, exc.code)

@@ -33,6 +33,9 @@ class RpcContext(Protocol):
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
         """Return what the client sent."""
 
+    def peer(self) -> str:
+        """Return who is at the other end, as "ipv4:127.0.0.1:5000"."""
+
     def set_code(self, code: grpc.StatusCode) -> None:
         """Say how the call ended."""
 

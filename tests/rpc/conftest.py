@@ -23,6 +23,9 @@ class Rpc:
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
         return list(self.metadata.items())
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:5000"
+
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
 

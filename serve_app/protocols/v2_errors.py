@@ -12,9 +12,10 @@ _UNKNOWN_MODEL = "unknown model"
 
 def message_of(error: ServeError) -> str:
     """Return an error's message; for an unknown model it holds the words Triton's clients look for."""
-    if isinstance(error, ModelNotFound) and _UNKNOWN_MODEL not in error.message:
-        return f"Request for {_UNKNOWN_MODEL}: {error.message}"
-    return error.message
+    if not isinstance(error, ModelNotFound):
+        return error.message
+    is_said = error.message.startswith(_UNKNOWN_MODEL)
+    return f"Request for {error.message}" if is_said else f"Request for {_UNKNOWN_MODEL}: {error.message}"
 
 
 def envelope(error: ServeError, request_id: str) -> bytes:

@@ -9,7 +9,7 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
-from deployments.errors import InvalidInput
+from deployments.errors import InvalidInput, ModelNotFound
 from deployments.orders import Order
 from deployments.types import ModelState, ModelStatus
 from serve_app.protocols.json_body import Wire, dump, parse_body
@@ -67,7 +67,10 @@ def index(raw: RawRequest, models: Models) -> Reply:
 def load(raw: RawRequest, models: Models) -> Command:
     """Read `POST /v2/repository/models/{model}/load`."""
     _check_parameters(raw, ())
-    return Command(Order.LOAD, _meant(raw, models))
+    try:
+        return Command(Order.LOAD, _meant(raw, models))
+    except ModelNotFound as exc:  # in the words that Triton's own sample looks for
+        raise ModelNotFound(f"failed to load {raw.path['model']!r}: {exc.message}", **exc.details) from None
 
 
 def unload(raw: RawRequest, models: Models) -> Command:

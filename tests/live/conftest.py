@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     state_dir = tmp_path_factory.mktemp("cluster")
-    running = node.start(state_dir, Options(pythonpath=(str(HERE), str(HERE.parent))))
+    running = node.start(
+        state_dir, Options(pythonpath=(str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples")))
+    )
     try:
         yield Live(running)
         dashboard.check_alive(running)

@@ -14,7 +14,8 @@ from edge_fakes import MAX_BODY_BYTES, FakeGateway
 from deployments import errors
 from deployments.errors import ModelUnavailable, Overloaded, ServeError, Unauthenticated
 from deployments.statistics import Statistics
-from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult, Order
+from deployments.orders import Order
+from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult
 from serve_app.context import Context
 from serve_app.protocols.v2_binary import to_bytes
 from serve_app.rpc import health_pb2

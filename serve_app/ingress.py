@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @serve.ingress()
 class Ingress(InferenceRpcs, HealthRpcs):
-    """Answers HTTP through `build_asgi`, gRPC through methods named as its rpcs, Python callers by `infer`, `stream`."""
+    """Answers HTTP through `build_asgi`, gRPC by methods named as its rpcs, Python callers by `infer` and `stream`."""
 
     def __init__(self, args: EndpointArgs) -> None:
         log_through_serve()

@@ -61,6 +61,8 @@ class InferBody(Wire):
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [_TEXT]}]})
 
     id: str | None = None
+    model_name: str | None = Field(default=None, description="KServe's client sends it; the path decides")
+    model_version: str | None = Field(default=None, description="as model_name")
     parameters: Parameters | None = None
     inputs: list[InputTensor] = Field(min_length=1)
     outputs: list[RequestedOutput] | None = None

@@ -61,6 +61,10 @@ async def test_parameters_reach_the_model_without_the_reserved_ones(
     assert gateway.requests[0].timeout_s == 1.5
 
 
+async def test_kserves_client_may_say_the_model_again(client: httpx.AsyncClient) -> None:
+    assert (await client.post(INFER, json=with_(model_name="minilm", model_version=None))).status_code == 200
+
+
 async def test_timeout_zero_means_the_models_own(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     await client.post(INFER, json=with_(parameters={"timeout": 0}))
     assert gateway.requests[0].timeout_s is None

@@ -13,8 +13,8 @@ from edge_fakes import MAX_BODY_BYTES, FakeGateway
 
 from deployments import errors
 from deployments.errors import ModelUnavailable, Overloaded, ServeError, Unauthenticated
-from deployments.statistics import Statistics
 from deployments.orders import Order
+from deployments.statistics import Statistics
 from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult
 from serve_app.context import Context
 from serve_app.protocols.v2_binary import to_bytes

@@ -1,8 +1,9 @@
 """How much of this ingress replica one model may take, and who is turned away when more comes.
 
-A layer of `gateway.py`. A model has at most `max_requests` here at once; a request that would wait longer than its
-own deadline is turned away at once instead of after it. `Retry-After` is what waits divided by how fast it is worked
-off, measured while the model is busy: throughput says nothing of capacity while nobody waits.
+A layer of `gateway.py`, which also asks it for a place for each stream. A model has at most `max_requests` here at
+once; a request that would wait longer than its own deadline is turned away at once instead of after it. `Retry-After`
+is what waits divided by how fast it is worked off, measured while the model is busy: throughput says nothing of
+capacity while nobody waits.
 """
 
 import math
@@ -80,13 +81,20 @@ class Bulkheads:
         self._settings = config.bulkhead
 
     async def answer(self, work: Work, compute: Answer) -> InferResult:
-        """Let a request through if there is room and time for it.
+        """Let a request through if there is room and time for it. Raises Overloaded."""
+        with self.hold(work):
+            return await compute(work)
+
+    @contextmanager
+    def hold(self, work: Work) -> Iterator[None]:
+        """Hold a place for a request, or for a stream.
 
         Raises:
-            Overloaded: there is not; `retry_after_s` says when there will be.
+            Overloaded: there is no room, or no time; `retry_after_s` says when there will be.
         """
         if self._settings is None:
-            return await compute(work)
+            yield
+            return
         key = work.plan.primary.key
         here = self._compartments.get(key)
         if here is None:
@@ -94,7 +102,7 @@ class Bulkheads:
         self._check(here, work, self._settings)
         try:
             with here.request():
-                return await compute(work)
+                yield
         finally:
             if not here.n_requests:
                 self._compartments.pop(key, None)

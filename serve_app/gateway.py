@@ -9,7 +9,7 @@ Called by `http.py`, by gRPC and by `ingress.py` for Python callers; knows no pr
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -17,7 +17,7 @@ from typing import Protocol
 from deployments.chunks import GENERATIVE_TASKS, Chunk, collect
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.statistics import ModelStatistics
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Timings
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Timings
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
@@ -109,15 +109,19 @@ class Gateway:
                 observer.answered(work, result)
             return result
 
+    async def ask(self, model: ModelStatus, request: InferRequest, deadline: float) -> InferResult:
+        """Have one model answer, without any policy: for shadows. Raises ServeError."""
+        return await self._forward(Work(request, Plan(model.name, model), deadline, Context()))
+
     async def stream(self, request: InferRequest, context: Context) -> AsyncGenerator[Sequence[Chunk], None]:
         """Yield the answer of a generating model as it comes, what is ready together at once; close it to stop.
 
-        The same policies as `infer`, but for the layers: an answer that has begun is neither cached nor retried.
+        The same policies as `infer`, but of the layers only the bulkhead: what has begun is neither cached nor retried.
 
         Raises:
             ServeError: before the first piece, or later.
         """
-        async with self._admitted(request, context) as work, aclosing(self._pieces(work)) as pieces:
+        async with self._admitted(request, context) as work, self._streamed(work) as pieces:
             async for ready in pieces:
                 if (usage := ready[-1].usage) is not None:
                     context.took(usage, ready[-1].timings or Timings())
@@ -197,6 +201,13 @@ class Gateway:
             async with aclosing(self._pieces(work)) as pieces:
                 return await collect(pieces)
         return await self._forwarder.forward(self.models.target(work.plan.primary), work.request, work.deadline)
+
+    @asynccontextmanager
+    async def _streamed(self, work: Work) -> AsyncIterator[AsyncGenerator[Sequence[Chunk], None]]:
+        room = self._policies.room
+        with room.hold(work) if room else nullcontext():
+            async with aclosing(self._pieces(work)) as pieces:
+                yield pieces
 
     def _pieces(self, work: Work) -> AsyncGenerator[Sequence[Chunk], None]:
         model = work.plan.primary

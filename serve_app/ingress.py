@@ -65,6 +65,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._auth = Authenticator()
         self._limits = Limits(self._metrics, open_redis)
         self._log = RequestLog(self._metrics)
+        bulkheads = Bulkheads(self._metrics.traffic)
         policies = Policies(  # each policy is made here; their shapes: policies.py
             identity=self._auth,
             router=Routes(self._registry),
@@ -72,10 +73,11 @@ class Ingress(InferenceRpcs, HealthRpcs):
             layers=(
                 FallbackChain(self._registry, self._metrics.traffic),
                 ResponseCache(self._metrics.traffic),
-                Bulkheads(self._metrics.traffic),
+                bulkheads,
                 Retry(self._metrics.traffic),
                 Breakers(self._metrics.traffic),
             ),
+            room=bulkheads,
             observers=(self._shadows,),
             log=self._log,
         )
@@ -182,4 +184,4 @@ class Ingress(InferenceRpcs, HealthRpcs):
             self._warming.pop(target.key, None)
 
     async def _ask(self, model: ModelStatus, request: InferRequest, deadline: float) -> InferResult:
-        return await self._forwarder.forward(self._registry.target(model), request, deadline)
+        return await self._gateway.ask(model, request, deadline)

@@ -5,6 +5,7 @@ They do not import one another. A place that is None costs nothing.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -75,6 +76,13 @@ class Layer(Protocol):
         """Return the answer, with `compute` (the next layer, at last the forwarder) called as often as it takes."""
 
 
+class Room(Protocol):
+    """How many of a model may be here at once (`bulkhead.py`): for streams, which pass no layer."""
+
+    def hold(self, work: Work) -> AbstractContextManager[None]:
+        """Hold a place while the stream runs. Raises Overloaded."""
+
+
 class Observer(Protocol):
     """Something that looks at what was answered: shadow traffic. Must neither wait nor raise."""
 
@@ -103,6 +111,7 @@ class Policies:
     router: Router | None = None
     limiter: Limiter | None = None
     layers: tuple[Layer, ...] = ()
+    room: Room | None = None
     observers: tuple[Observer, ...] = ()
     log: Log | None = None
 

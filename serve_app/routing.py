@@ -16,9 +16,11 @@ from deployments.errors import ServeError
 from deployments.types import InferRequest, ModelStatus, model_key
 from serve_app.config import EndpointConfig
 from serve_app.context import Context
+from serve_app.principals import ANONYMOUS, CLUSTER, NOBODY
 from serve_app.traffic_config import Alias, Fallback, Shadow
 
 _RANGE = 2.0**64
+_NO_ONE = frozenset((NOBODY.name, ANONYMOUS.name, CLUSTER.name))  # who is not one caller but any
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,9 @@ def _sticky(alias: Alias, request: InferRequest, context: Context) -> str:
     match alias.sticky:
         case None:
             return ""
-        case "key":
-            return context.principal.credential
+        case "key":  # a token's own id changes with every renewal: whom it names does not
+            principal = context.principal
+            return principal.credential or ("" if principal.name in _NO_ONE else principal.name)
         case "user":
             return request.user
         case header:

@@ -14,7 +14,7 @@ from deployments.errors import ModelNotFound
 from deployments.types import InferRequest, ModelState, ModelStatus
 from serve_app.config import EndpointConfig
 from serve_app.context import Context
-from serve_app.principals import Principal
+from serve_app.principals import ANONYMOUS, CLUSTER, Principal
 from serve_app.routing import Routes, choose
 from serve_app.traffic_config import Alias
 
@@ -109,6 +109,7 @@ def test_without_anything_to_stick_to_each_request_draws_anew() -> None:
     ("sticky", "context"),
     [
         ("key", Context(principal=Principal("team", "key-1"))),
+        ("key", Context(principal=Principal("jwt:ada"))),
         ("header:x-session", Context(metadata={"x-session": "s-1"})),
     ],
 )
@@ -116,6 +117,13 @@ def test_callers_stick_by_key_or_header(sticky: str, context: Context) -> None:
     case = Case(aliases={"chat": {"targets": {"m:1": 50, "m:2": 50}, "sticky": sticky}})
     found = {case.routes.plan(replaced(texts("a"), "chat"), context).primary.key for _ in range(30)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, CLUSTER])
+def test_callers_without_a_key_are_not_taken_for_one(principal: Principal) -> None:
+    case = Case(aliases={"chat": {"targets": {"m:1": 50, "m:2": 50}, "sticky": "key"}})
+    plans = [case.routes.plan(replaced(texts("a"), "chat"), Context(principal=principal)) for _ in range(40)]
+    assert {plan.primary.key for plan in plans} == {"m:1", "m:2"}
 
 
 def test_a_weight_of_0_gets_nothing() -> None:

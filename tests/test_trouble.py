@@ -1,12 +1,14 @@
 """Retries, fallbacks and bulkheads: what happens when a model cannot answer, or not in time."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
 import pytest
 from traffic_cases import Clock, Counts, Pool, model, same, settle, texts, work
 
+from deployments.chunks import Chunk
 from deployments.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -17,12 +19,29 @@ from deployments.errors import (
     PoolUnavailable,
     ServeError,
 )
-from deployments.types import Datatype, InferRequest, InferResult, ModelStatus, Signature, Task, TensorSpec, text_array
+from deployments.types import (
+    Datatype,
+    InferRequest,
+    InferResult,
+    ModelStatus,
+    Outcome,
+    PoolStatus,
+    Signature,
+    Task,
+    TensorSpec,
+    text_array,
+)
 from serve_app.bulkhead import BUSY, Bulkheads
-from serve_app.config import EndpointConfig
+from serve_app.config import EndpointConfig, PoolRef
+from serve_app.context import Context
 from serve_app.fallback import FallbackChain, static_result
-from serve_app.policies import Work
+from serve_app.forwarder import Call, Forwarder
+from serve_app.gateway import Gateway
+from serve_app.policies import Policies, Work
+from serve_app.principals import ANONYMOUS
+from serve_app.registry import Registry
 from serve_app.retry import Retry
+from serve_app.telemetry import IngressMetrics
 from serve_app.traffic_config import Bulkhead, Fallback, Retries
 
 OTHER = model("other")
@@ -354,3 +373,45 @@ async def test_what_was_measured_is_forgotten_when_it_is_quiet_again() -> None:
     for _ in range(BUSY + 4):
         assert await rooms.outcome(time_s=1.0) is None
     await rooms.aclose()
+
+
+class Streams:
+    """A pool that streams until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def stream(self, target: object, request: InferRequest, deadline: float) -> AsyncGenerator[list[Chunk], None]:
+        yield [Chunk("chat", "1", text="a")]
+        await self.go_on.wait()
+
+
+async def test_streams_take_places_too_and_give_them_back() -> None:
+    status = model("chat", task=Task.TEXT_GENERATION, cache_ttl_s=None)
+    registry = Registry()
+    registry.configure({"p": PoolRef()}, {})
+    registry.update("p", PoolStatus((status,), {}, 1))
+    metrics, streams = IngressMetrics(), Streams()
+    bulkheads = Bulkheads(metrics.traffic)
+    policies = Policies(layers=(bulkheads,), room=bulkheads)
+    gateway = Gateway(registry, Forwarder(no_call), metrics, None, policies, streams=streams)  # type: ignore[arg-type]
+    gateway.configure(EndpointConfig(bulkhead=Bulkhead(max_requests=2)))
+
+    def stream() -> AsyncGenerator[Any, None]:
+        request = InferRequest("chat", {"text": text_array(["hello"])})
+        return gateway.stream(request, Context(principal=ANONYMOUS))
+
+    running = [stream(), stream()]
+    for one in running:
+        await anext(one)
+    with pytest.raises(Overloaded):
+        await anext(stream())
+    await running[0].aclose()
+    again = stream()
+    await anext(again)
+    for one in (running[1], again):
+        await one.aclose()
+
+
+async def no_call(call: Call) -> list[Outcome]:
+    raise NotImplementedError

@@ -26,6 +26,8 @@ def split(result: InferResult, keys: Keys, n_rows: int) -> list[Entry]:
         return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]
     if not outputs or any(array.ndim == 0 or array.shape[0] != n_rows for array in outputs.values()):
         return []
+    if n_rows == 1:
+        return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]
     costs = _row_tokens(result, n_rows)
     return [
         Entry({name: _own(array[row : row + 1]) for name, array in outputs.items()}, costs[row])

@@ -4,6 +4,7 @@ Made by `telemetry.py` in the ingress replica's own registry; each policy is giv
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -11,6 +12,7 @@ from deployments.types import ModelStatus
 
 _MODEL = ("model", "version")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_KEPT = 4096
 _DIFFERENCES = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -79,14 +81,19 @@ class TrafficMetrics:
             registry=registry,
         )
 
+        # Of every request: looked up by labels, where `labels` checks them anew each time.
+        self._cache_of = lru_cache(_KEPT)(self._cache.labels)
+        self._arm_of = lru_cache(_KEPT)(self._arms.labels)
+        self._arm_latency_of = lru_cache(_KEPT)(self._arm_latency.labels)
+
     def cache(self, model: ModelStatus, n_hits: int, n_joined: int, n_misses: int) -> None:
         """Count the items of one request to a cacheable model."""
         if n_hits:
-            self._cache.labels(model.name, model.version, "hit").inc(n_hits)
+            self._cache_of(model.name, model.version, "hit").inc(n_hits)
         if n_joined:
-            self._cache.labels(model.name, model.version, "joined").inc(n_joined)
+            self._cache_of(model.name, model.version, "joined").inc(n_joined)
         if n_misses:
-            self._cache.labels(model.name, model.version, "miss").inc(n_misses)
+            self._cache_of(model.name, model.version, "miss").inc(n_misses)
 
     def watch_cache(self, n_bytes: Callable[[], float], n_entries: Callable[[], float]) -> None:
         """Say where to read what the cache holds."""
@@ -99,8 +106,8 @@ class TrafficMetrics:
 
     def arm(self, alias: str, arm: str, code: str, seconds: float) -> None:
         """Count one request to an alias with several targets."""
-        self._arms.labels(alias, arm, code).inc()
-        self._arm_latency.labels(alias, arm).observe(seconds)
+        self._arm_of(alias, arm, code).inc()
+        self._arm_latency_of(alias, arm).observe(seconds)
 
     def fallback(self, model: ModelStatus, by: str, code: str) -> None:
         """Count one answer that did not come from the model asked."""

@@ -97,6 +97,20 @@ PANELS: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
         ),
         ("Turned away", "reqps", [(rate("shed_requests_total", "model, reason"), "{{model}} {{reason}}")]),
         ("Retries", "reqps", [(rate("retries_total", "model"), "{{model}}")]),
+        ("Refused by a limit", "reqps", [(rate("limited_requests_total", "limit, unit", ""), "{{limit}} ({{unit}})")]),
+        (
+            "Shared counters of limits up",
+            "short",
+            [("min by (replica) (model_endpoint_limit_store_up)", "{{replica}}")],
+        ),
+        (
+            "Request log",
+            "short",
+            [
+                (rate("request_log_lines_total", "replica", ""), "lines {{replica}}"),
+                (rate("request_log_dropped_total", "part", ""), "dropped {{part}}"),
+            ],
+        ),
     ],
     "Models": [
         ("Items waiting", "short", [(f"sum by (model) (model_endpoint_queue_items{_MODEL})", "{{model}}")]),

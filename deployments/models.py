@@ -20,6 +20,7 @@ from deployments.residency import Residency
 from deployments.slot import Loader
 from deployments.spec import ModelSpec, PoolConfig, parse_models
 from deployments.types import ModelState, ModelStatus, Signature
+from deployments.versions import offered
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
@@ -95,14 +96,15 @@ class ModelTable:
         if "user_config" not in refused:
             self._settings = settings
             self._residency.tiers.max_loads, self._residency.max_held = settings.max_loads, settings.max_held
+        specs = offered(specs, self._settings.versions)
         for key, spec in specs.items():
             self._apply(key, spec)
         for key in self._entries.keys() - specs.keys() - refused.keys():
             self._remove(key)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        """Return what this replica says of each model it offers; models on their way out are not offered."""
-        return tuple(self._status(key, entry) for key, entry in self._entries.items() if entry.removal is None)
+        """Return what this replica says of each model it offers, and of those on their way out."""
+        return tuple(self._status(key, entry) for key, entry in self._entries.items())
 
     async def aclose(self) -> None:
         """Stop all background work and unload everything."""
@@ -219,6 +221,7 @@ class ModelTable:
             rows=independent_rows(entry.spec),
             load_s=self._residency.wait_s(entry.spec),
             max_held=self._settings.max_held,
+            is_leaving=entry.removal is not None,
         )
 
     @staticmethod

@@ -172,10 +172,23 @@ class PoolArgs(Strict):
     cache_dir: str = Field(default="~/.cache/model-endpoint", description="where models from hub and URLs are kept")
 
 
+class Latest(Strict):
+    """The newest versions of a model."""
+
+    latest: int = Field(ge=1, description="how many; 2 comes before 10, v1.9 before v1.10")
+
+
+VersionPolicy = Literal["all"] | Latest | tuple[str, ...]
+
+
 class PoolConfig(Strict):
     """`user_config` of a Pool deployment: what changes without a restart."""
 
     models: tuple[ModelSpec, ...] = ()
+    versions: dict[str, VersionPolicy] = Field(
+        default_factory=dict,
+        description="which of a model's listed versions are offered, by name: all (default), {latest: n}, or a list",
+    )
     drain_s: float = Field(default=30.0, ge=0, description="how long a model removed from the list still answers")
     max_loads: int = Field(default=2, ge=1, description="models that may load at the same time")
     max_held: int = Field(

@@ -201,6 +201,7 @@ class ModelStatus:
     cache_ttl_s: float | None = None  # how long an answer may be kept; None: not at all
     is_cache_shared: bool = False  # one tenant's answers serve the others too
     rows: tuple[str, ...] = ()  # inputs whose rows are answered independently of one another
+    is_leaving: bool = False  # no longer configured: answers only until others have taken its place
 
     @property
     def key(self) -> str:

@@ -4,12 +4,12 @@ Updated in the background by `ingress.py`, read by `gateway.py` and the codecs (
 stops answering keeps its last word: its requests then fail by themselves with 503.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.errors import ModelNotFound, ModelUnavailable, PoolUnavailable
 from deployments.types import ModelState, ModelStatus, PoolStatus, model_key
+from deployments.versions import natural
 from serve_app.aliases import Aliases, Rank
 from serve_app.config import PoolRef
 from serve_app.forwarder import Target
@@ -31,6 +31,7 @@ class Registry:
         self._pools: dict[str, _Pool] = {}
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
+        self._leaving: dict[str, ModelStatus] = {}  # not offered any more: serve until a name that means them moves
         self._targets: dict[str, Target] = {}
         self.aliases: Aliases[Alias] = Aliases(lambda alias: alias.models)
         self._newest: Aliases[str] = Aliases(lambda target: (target,))  # what a name without a version stands for
@@ -148,7 +149,7 @@ class Registry:
     def _find(self, name: str, version: str | None) -> ModelStatus | None:
         if version is None:
             _, _, version = (self._newest.get(name) or "").partition(":")
-        return self._versions.get(name, {}).get(version)
+        return self._versions.get(name, {}).get(version) or self._leaving.get(model_key(name, version))
 
     def _find_ref(self, ref: str) -> ModelStatus | None:
         name, _, version = ref.partition(":")
@@ -172,10 +173,14 @@ class Registry:
 
     def _index(self) -> None:
         versions: dict[str, dict[str, ModelStatus]] = {}
+        self._leaving = {}
         targets: dict[str, Target] = {}
         for pool_name, pool in self._pools.items():
             for model in pool.status.models if pool.status else ():
-                versions.setdefault(model.name, {})[model.version] = model
+                if model.is_leaving:
+                    self._leaving[model.key] = model
+                else:
+                    versions.setdefault(model.name, {})[model.version] = model
                 n_replicas = pool.status.n_replicas if pool.status else 1
                 is_ready = model.state is ModelState.READY
                 targets[model.key] = Target(
@@ -205,19 +210,13 @@ def _newest(versions: Mapping[str, ModelStatus]) -> str:
     return (servable or list(versions.values()))[-1].key
 
 
-def natural(version: str) -> list[tuple[int, int, str]]:
-    """Return a sort key under which 2 comes before 10, and v1.9 before v1.10."""
-    parts: Iterable[str] = re.findall(r"\d+|\D+", version)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
-
-
 def _waiting(name: str, pool: _Pool) -> dict[str, str]:
     if pool.status is None or pool.problem:
         return {name: pool.problem}
     return {
         model.key: f"{model.state.value}: {model.reason}" if model.reason else model.state.value
         for model in pool.status.models
-        if model.pinned and model.state is not ModelState.READY
+        if model.pinned and not model.is_leaving and model.state is not ModelState.READY
     }
 
 

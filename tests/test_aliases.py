@@ -26,10 +26,14 @@ class Endpoint:
         self.registry.configure({"p": PoolRef()}, {}, config.aliases)
 
     def report(self, **versions: ModelState) -> None:
+        """Take the pool's word: `v1=READY`; `old1=READY` is on its way out."""
         models = tuple(
-            ModelStatus("bert", version[1:], Task.FILL_MASK, Signature((), ()), state, False, 30.0, n_ready=2)
+            ModelStatus(
+                "bert", version[-1], Task.FILL_MASK, Signature((), ()), state, False, 30.0,
+                n_ready=2, is_leaving=version.startswith("old"),
+            )
             for version, state in versions.items()
-        )
+        )  # fmt: skip
         self.registry.update("p", PoolStatus(models, {}, 3))
 
     def stands_for(self, name: str, version: str | None = None) -> str:
@@ -85,6 +89,24 @@ def test_a_name_leaves_a_version_that_is_gone() -> None:
     endpoint.configure({"prod": "bert:2"})
     endpoint.report(v2=COLD)
     assert endpoint.stands_for("prod") == "2"
+
+
+@pytest.mark.parametrize("aliases", [{}, {"prod": "bert:2"}])
+def test_a_version_that_is_replaced_answers_until_the_new_one_is_warm(aliases: dict[str, str]) -> None:
+    name = next(iter(aliases), "bert")
+    endpoint = Endpoint({name: "bert:1"} if aliases else {}, v1=READY)
+    endpoint.configure(aliases)
+    endpoint.report(old1=READY, v2=COLD)
+    assert endpoint.stands_for(name) == "1"
+    assert endpoint.stands_for("bert", "1") == "1"
+    assert endpoint.registry.versions("bert") == ("2",)
+    assert [model.key for model in endpoint.registry.all()] == ["bert:2"]
+    assert set(endpoint.warming()) == {"bert:2"}
+    endpoint.report(old1=READY, v2=READY)
+    assert endpoint.stands_for(name) == "2"
+    endpoint.report(v2=READY)
+    with pytest.raises(ModelNotFound):
+        endpoint.stands_for("bert", "1")
 
 
 def test_a_new_version_becomes_the_default_when_it_is_warm() -> None:

@@ -148,11 +148,13 @@ async def test_a_removed_model_is_not_offered_but_answers_while_it_drains() -> N
     case.apply(entry("a"), drain_s=0.05)
     await case.use("a:1")
     case.apply(drain_s=0.05)
-    assert case.states() == {}
+    [status] = case.table.statuses()
+    assert (status.is_leaving, status.state) == (True, ModelState.READY)
     assert await case.use("a:1") == "/v1"
     await asyncio.sleep(0.1)
     await settle()
     assert case.loader.unloads == ["a:1 /v1"]
+    assert case.states() == {}
     with pytest.raises(ModelNotFound):
         case.table.spec("a:1")
 

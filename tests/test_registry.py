@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from deployments.errors import ModelNotFound, ModelUnavailable, PoolUnavailable
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
+from deployments.versions import natural
 from serve_app.config import PoolRef
-from serve_app.registry import Registry, natural
+from serve_app.registry import Registry
 
 
 def model(name: str, version: str = "1", state: ModelState = ModelState.READY, *, pinned: bool = False) -> ModelStatus:

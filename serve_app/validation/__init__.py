@@ -15,6 +15,7 @@ from serve_app.validation.capacity import check_capacity
 from serve_app.validation.document import Document, parse, read
 from serve_app.validation.problems import Problem
 from serve_app.validation.serve_part import check_host, check_serve, check_shape, message_limit_bytes
+from serve_app.validation.versions import check_versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +74,6 @@ def _problems(data: Mapping[str, Any], scope: Scope) -> Iterator[Problem]:
     yield from check_host(data, is_guarded=any(is_guarded(app) for app in apps))
     yield from check_apps(apps)
     yield from check_aliases(apps)
+    yield from check_versions(apps)
     limit = message_limit_bytes(data, scope.environ)
     yield from check_capacity(apps, limit, reads_files=scope.reads_files, hashes_files=scope.hashes_files)

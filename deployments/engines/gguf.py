@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deployments.engines.loading import OFFLINE
+from deployments.engines.loading import BUILDING, OFFLINE
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +28,17 @@ def convert(file: Path, folder: Path) -> None:
         target = Path(part, folder.name)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **OFFLINE).save_pretrained(target)
         logger.info("converting %s: tokenizer written after %.0f s", file.name, time.monotonic() - started)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **OFFLINE)
+        with BUILDING:
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, **OFFLINE
+            )
         logger.info("converting %s: weights unpacked after %.0f s", file.name, time.monotonic() - started)
         # What was read from GGUF refuses to be saved, so its weights move into a model that was not.
         config = model.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config)
+        with BUILDING:
+            plain = AutoModelForCausalLM.from_config(config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config
         plain.to(torch.bfloat16).save_pretrained(target)

@@ -3,6 +3,7 @@
 Nothing here reaches the network or runs code that came with a model.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from transformers.utils import logging as transformers_logging
 from deployments.engines.base import unavailable
 from deployments.spec import ModelSpec
 
+# NOTE: transformers replaces functions of its own and of torch while it builds a model, and puts back what it found.
+# Two threads in there at once put back each other's replacements, and no later load of the process ties weights: every
+# `from_pretrained` or `from_config` of a model holds this. All else of a load (files, tokenizers, trials) overlaps.
+BUILDING = threading.Lock()
 OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -38,13 +43,14 @@ def load_model(auto_class: Any, path: Path, spec: ModelSpec, device: str, may_la
     _check_files(path, spec)
     transformers_logging.disable_progress_bar()
     # The default attention is SDPA where the architecture has it; asking for it by name fails where it does not.
-    model, info = auto_class.from_pretrained(
-        path,
-        dtype=resolve_dtype(spec.dtype, device),
-        use_safetensors=None if "pickle" in spec.allow else True,
-        output_loading_info=True,
-        **OFFLINE,
-    )
+    with BUILDING:
+        model, info = auto_class.from_pretrained(
+            path,
+            dtype=resolve_dtype(spec.dtype, device),
+            use_safetensors=None if "pickle" in spec.allow else True,
+            output_loading_info=True,
+            **OFFLINE,
+        )
     missing = sorted(key for key in info["missing_keys"] if may_lack is None or may_lack not in key)
     if missing:
         # Transformers would fill these with random numbers and answer nonsense.

@@ -4,6 +4,7 @@ Sources on the hub or behind a URL are left to the pool, which fetches them.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from deployments.engines import cache_bytes
@@ -19,7 +20,9 @@ def weight_bytes(spec: ModelSpec, device: str = "cpu") -> int | None:
     if path is None or not path.exists():
         return None
     n_bytes = expected_bytes(weight_files(path), spec.dtype, device)
-    return n_bytes + cache_bytes(spec) if n_bytes else None
+    with suppress(ValueError):  # wrong options have a line of their own
+        n_bytes += cache_bytes(spec) if n_bytes else 0
+    return n_bytes or None
 
 
 def check_files(place: Place, spec: ModelSpec, *, hashes_files: bool) -> Iterator[Problem]:

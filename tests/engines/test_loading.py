@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,12 @@ def test_closed_engine_lets_go_of_its_weights(tiny: Callable[[str], Path]) -> No
     engine.close()
     gc.collect()
     assert weights() is None
+
+
+def test_models_may_load_in_several_threads_at_once(tiny: Callable[[str], Path]) -> None:
+    """Transformers' own loading is not safe for threads: it would leave a process that ties no weights any more."""
+    paths = {"bert-masked": "fill-mask", "roberta-masked": "fill-mask", "bert-classifier": "text-classification"}
+    folders = [(tiny(name), task) for name, task in paths.items()]
+    with ThreadPoolExecutor(4) as threads:
+        engines = list(threads.map(lambda job: load(*job), folders * 8))
+    assert len(engines) == 24

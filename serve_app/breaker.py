@@ -121,6 +121,7 @@ class Breakers:
         """Take the settings; circuits keep their state unless the settings changed."""
         if config.breaker != self._config.breaker:
             self._circuits.clear()
+            self._metrics.breakers_closed()
         self._config = config
 
     async def answer(self, work: Work, compute: Answer) -> InferResult:

@@ -66,6 +66,8 @@ class FallbackChain:
                 break
             try:
                 model = self._models.resolve(target)
+                if model.key == work.plan.primary.key:
+                    continue
                 step = self._within(replace(work, plan=replace(work.plan, primary=model)), fallback)
                 result = await compute(step)
             except ServeError as exc:

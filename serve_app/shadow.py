@@ -23,6 +23,7 @@ from serve_app.traffic_metrics import TrafficMetrics
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 32  # shadows under way in an ingress replica: each holds a request and its answer
+MAX_BYTES = 64 * 2**20  # of these requests
 LAST = -1000  # their priority
 Ask: TypeAlias = Callable[[ModelStatus, InferRequest, float], Awaitable[InferResult]]
 
@@ -36,6 +37,7 @@ class Shadows:
         self._metrics = metrics
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._n_bytes = 0
 
     def configure(self, config: EndpointConfig) -> None:
         """Nothing of its own: the plan brings the shadows of each request."""
@@ -43,7 +45,7 @@ class Shadows:
     def answered(self, work: Work, result: InferResult) -> None:
         """Ask the shadows of one answered request; returns at once."""
         for shadow in work.plan.shadows:
-            if len(self._tasks) >= MAX_REQUESTS:
+            if len(self._tasks) >= MAX_REQUESTS or self._n_bytes + work.request.size_bytes > MAX_BYTES:
                 self._metrics.shadow(work.plan.asked, shadow.model, "dropped")
                 continue
             # An empty context: a shadow must not end with the client's request.
@@ -60,6 +62,14 @@ class Shadows:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _compare(self, work: Work, shadow: Shadow, result: InferResult) -> None:
+        n_bytes = work.request.size_bytes
+        self._n_bytes += n_bytes
+        try:
+            await self._ask_and_compare(work, shadow, result)
+        finally:
+            self._n_bytes -= n_bytes
+
+    async def _ask_and_compare(self, work: Work, shadow: Shadow, result: InferResult) -> None:
         alias, started = work.plan.asked, self._clock()
         try:
             model = self._models.resolve(shadow.model)

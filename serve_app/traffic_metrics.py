@@ -123,6 +123,10 @@ class TrafficMetrics:
         if is_opened:
             self._opened.labels(model.name, model.version).inc()
 
+    def breakers_closed(self) -> None:
+        """Note that all circuits are forgotten."""
+        self._breaker.clear()
+
     def shed(self, model: ModelStatus, reason: str) -> None:
         """Count one request turned away."""
         self._shed.labels(model.name, model.version, reason).inc()

@@ -11,6 +11,7 @@ from traffic_cases import Clock, Counts, model, settle, texts, work
 
 from deployments.errors import EngineFailure, ModelNotFound
 from deployments.types import InferRequest, InferResult, ModelStatus, Task, text_array
+from serve_app import shadow as module
 from serve_app.comparison import difference
 from serve_app.shadow import LAST, MAX_REQUESTS, Shadows
 from serve_app.traffic_config import Shadow
@@ -107,6 +108,19 @@ async def test_shadows_that_pile_up_are_dropped() -> None:
     case.gate = asyncio.Event()
     await case.answered(Shadow(model="n"), n=2)
     await case.shadows.aclose()
+
+
+async def test_large_requests_are_shadowed_within_a_bound_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 5)
+    case = Case()
+    case.gate = asyncio.Event()
+    await case.answered(Shadow(model="n"), n=2)  # of 2 bytes each
+    await case.answered(Shadow(model="n"))
+    assert case.results() == {"dropped": 1}
+    case.gate.set()
+    await settle()
+    await case.answered(Shadow(model="n"))
+    assert case.results() == {"dropped": 1, "agree": 3}
 
 
 LABELS = {"label": np.array([[b"good", b"bad"], [b"bad", b"good"]], dtype=object)}

@@ -171,6 +171,12 @@ async def test_the_chain_goes_on_past_what_fails_or_does_not_exist() -> None:
     assert same(await chain.ask(), model("other", "2"), "a", "b")
 
 
+async def test_a_model_does_not_stand_in_for_itself() -> None:
+    chain = Chain("m", to=("m:1", "other"))
+    await chain.ask()
+    assert len(chain.pool.asked) == 2
+
+
 async def test_when_nobody_can_answer_the_first_error_is_told() -> None:
     chain = Chain("m", "n", "other", to=("n", "gone", "other"))
     with pytest.raises(ModelUnavailable):

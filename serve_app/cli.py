@@ -13,8 +13,10 @@ import httpx
 from pydantic import ValidationError
 
 from serve_app import keys_cli, local
+from serve_app.plan import plan
 from serve_app.protocols.status import EndpointStatus, render
 from serve_app.validation import Scope, check
+from serve_app.validation.document import read
 
 _DEFAULT_CONFIG = Path("serve_config.yaml")
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -36,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--hash", action="store_true", help="compare the digests of the models' files as well")
     validate.add_argument("--no-files", action="store_true", help="the models' files are on another machine")
     validate.set_defaults(run=_validate)
+
+    planned = commands.add_parser("plan", help="what fits where, and which replicas deploying a config would restart")
+    planned.add_argument("config", type=Path, metavar="FILE")
+    planned.add_argument("--from", dest="old", type=Path, metavar="OLD", help="default: what the local cluster runs")
+    planned.set_defaults(run=_plan)
 
     status = commands.add_parser("status", help="who is ready, what was refused, which flags are on")
     status.add_argument("--url", default=_DEFAULT_URL, help="the endpoint's address (default: %(default)s)")
@@ -66,6 +73,16 @@ def _validate(args: argparse.Namespace) -> int:
         print(f"{len(report.errors)} problem{'s' * (len(report.errors) > 1)}", file=sys.stderr)
         return 1
     print(f"{args.config}: valid")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    for path in filter(None, (args.config, args.old)):
+        if errors := check(path, Scope(environ=dict(os.environ))).errors:
+            return _failed("\n".join(errors))
+    old = read(args.old).data if args.old else local.deployed()
+    for line in plan(read(args.config).data or {}, old):
+        print(line)
     return 0
 
 

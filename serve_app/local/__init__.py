@@ -5,7 +5,7 @@ Ray's processes from outside and talks HTTP to its dashboard. Linux only.
 """
 
 from serve_app.local.cluster import Cluster, Options
-from serve_app.local.commands import down, environment, up
+from serve_app.local.commands import deployed, down, environment, up
 from serve_app.local.errors import LocalFailure
 
-__all__ = ["Cluster", "LocalFailure", "Options", "down", "environment", "up"]
+__all__ = ["Cluster", "LocalFailure", "Options", "deployed", "down", "environment", "up"]

@@ -75,6 +75,15 @@ def down(*, state_dir: Path | None = None) -> int:
     return 0
 
 
+def deployed(*, state_dir: Path | None = None) -> dict[str, Any] | None:
+    """Return the applications that the running cluster was told to run, None where nothing runs."""
+    cluster = node.running((state_dir or state_folder()).absolute())
+    if cluster is None:
+        return None
+    found = [one.get("deployed_app_config") for one in dashboard.applications(cluster).values()]
+    return {"applications": [config for config in found if config]}
+
+
 def environment(*, state_dir: Path | None = None) -> int:
     """Print the `export` lines that make another shell's `serve` and Ray jobs reach the running cluster."""
     cluster = node.running((state_dir or state_folder()).absolute())

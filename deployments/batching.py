@@ -15,43 +15,21 @@ import asyncio
 import contextvars
 import logging
 from bisect import insort
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
+from deployments.batches import BatchRecord, Done, RunBatch, choose_packed, choose_padded
 from deployments.errors import DeadlineExceeded, EngineFailure, InputTooLong, Overloaded, ServeError
 from deployments.order import FairOrder, Place
 from deployments.spec import BatchLimits
-from deployments.speed import OVERHEAD_TOKENS, Speed
+from deployments.speed import Speed
 from deployments.turns import Turn
 from deployments.types import MONOTONIC, Clock, Item
 
 logger = logging.getLogger(__name__)
 
-RunBatch: TypeAlias = Callable[[list[Item]], Awaitable[Sequence[Any]]]
-
 _LOOK_AHEAD = 512  # waiting items considered for one batch
 _HEAD_START = 8192  # tokens by which a step of priority goes ahead
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One item's output and the seconds it waited and ran."""
-
-    output: Any
-    queue_s: float
-    run_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """What happened in one batch, for metrics; tokens are as counted by the engine's items."""
-
-    n_items: int
-    n_tokens: int
-    padded_tokens: int
-    run_s: float
-    is_failed: bool
 
 
 @dataclass(slots=True)
@@ -103,7 +81,7 @@ class BatchQueue:
         running_s = max(0.0, self._running_until - self._clock())
         return running_s + self.predict_s(len(self._waiting), self._cost)
 
-    def predict_s(self, n_items: int, cost: int) -> float:
+    def predict_s(self, n_items: float, cost: float) -> float:
         """Return the seconds that so much work takes, in batches as they are formed here."""
         n_batches = max(n_items / self.limits.max_items, cost / self._budget)
         return self._speed.predict(cost, n_batches)
@@ -258,50 +236,6 @@ class BatchQueue:
     def _record(self, batch: list[_Waiting], run_s: float, *, is_failed: bool) -> None:
         n_tokens = sum(entry.item.cost for entry in batch)
         self._observe(BatchRecord(len(batch), n_tokens, self._cost_of(batch), run_s, is_failed))
-
-
-def choose_packed(waiting: Sequence[tuple[int, Hashable]], max_items: int, max_cost: int) -> set[int]:
-    """Pick the next batch from (cost, group) in order of turn; return the indices.
-
-    The first is always in it, whatever it costs; then those of its group, in order, as far as they fit.
-    """
-    chosen: set[int] = set()
-    total = 0
-    for index, (cost, group) in enumerate(waiting):
-        if group != waiting[0][1]:
-            continue
-        if chosen and (total + cost > max_cost or len(chosen) == max_items):
-            break
-        chosen.add(index)
-        total += cost
-    return chosen
-
-
-def choose_padded(waiting: Sequence[tuple[int, Hashable]], max_items: int, max_cost: int) -> set[int]:
-    """Pick the next batch from (cost, group) in order of turn; return the indices.
-
-    The first is always in it, whatever it costs. Around it, in order of cost, neighbours of its group join while
-    the batch stays in its limits and padding costs less than running the neighbour on its own would.
-    """
-    if not waiting:
-        return set()
-    group = waiting[0][1]
-    # A stable sort: among equal costs the earlier comes first.
-    order = sorted((i for i, (_, g) in enumerate(waiting) if g == group), key=lambda i: waiting[i][0])
-    costs = [waiting[i][0] for i in order]
-    low = high = order.index(0)
-    while high - low + 1 < max_items:
-        size, top = high - low + 1, costs[high]
-        # Padding that joining would cost: a shorter item is filled up, a longer one fills all others up.
-        shorter = top - costs[low - 1] if low > 0 else None
-        longer = (costs[high + 1] - top) * size if high + 1 < len(costs) else None
-        grows_up = longer is not None and (shorter is None or longer <= shorter)
-        padding = longer if grows_up else shorter
-        new_top = costs[high + 1] if grows_up else top
-        if padding is None or padding > OVERHEAD_TOKENS or (size + 1) * new_top > max_cost:
-            break
-        low, high = (low, high + 1) if grows_up else (low - 1, high)
-    return set(order[low : high + 1])
 
 
 def _rank(entry: _Waiting) -> float:

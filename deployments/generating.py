@@ -3,9 +3,7 @@
 The counterpart of `deployments.loaded` for models that answer token by token; built by `deployments.loader`.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeAlias
@@ -17,6 +15,7 @@ from deployments.spec import ModelSpec
 from deployments.stepper import Stepper
 from deployments.tensors import check_inputs, check_output_names
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Timings, Usage
+from deployments.worker import Worker
 
 
 class GeneratingModel:
@@ -27,7 +26,7 @@ class GeneratingModel:
         spec: ModelSpec,
         engine: Generator,
         queue: Stepper,
-        text: Executor,
+        text: Worker,
         clock: Clock = MONOTONIC,
         observe: Callable[[Usage, Timings], None] = lambda _, __: None,
     ) -> None:
@@ -44,6 +43,10 @@ class GeneratingModel:
         self.queue.limits = spec.batch
         self.queue.device.weight = spec.weight
 
+    def waiting_s(self, upstream: int = 0) -> float:
+        """Predicted seconds of the work that waits here, and of `upstream` requests that wait to be sent here."""
+        return self.queue.waiting_s * (1 + upstream / max(self.queue.n_waiting, 1))
+
     async def stream(
         self, request: InferRequest, deadline: float, load_s: float = 0.0
     ) -> AsyncGenerator[list[Chunk], None]:
@@ -53,8 +56,7 @@ class GeneratingModel:
             ServeError: whatever was wrong with this request; never because of another one.
         """
         started = self._clock()
-        loop = asyncio.get_running_loop()
-        jobs = await loop.run_in_executor(self._text, self._prepare, request)
+        jobs = await self._text.run(self._prepare, request)
         prepared = self._clock()
         first = 0.0
         n_new, n_open = 0, len(jobs)

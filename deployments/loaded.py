@@ -4,31 +4,36 @@ Built by `deployments.pool` when residency loads a model; knows nothing of budge
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
-from deployments.batching import BatchQueue, Done
+import numpy as np
+
+from deployments.batches import Done
+from deployments.batching import BatchQueue
 from deployments.chunks import Chunk
 from deployments.engines.base import Engine
-from deployments.errors import InvalidInput
+from deployments.errors import EngineFailure, InvalidInput
 from deployments.spec import ModelSpec
 from deployments.tensors import check_inputs, check_output_names
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Item, Tensors, Timings, Usage
+from deployments.worker import Worker
 
-R = TypeVar("R")
+_SMOOTHING = 0.1  # weight of the newest request in the running mean of what one costs
 
 
 class LoadedModel:
-    """An engine behind its queue. `text` is the thread that prepares and finishes requests."""
+    """An engine behind its queue. `text` prepares and finishes requests, but for those where a hop would cost more."""
 
     def __init__(
-        self, spec: ModelSpec, engine: Engine, queue: BatchQueue, text: Executor, clock: Clock = MONOTONIC
+        self, spec: ModelSpec, engine: Engine, queue: BatchQueue, text: Worker, clock: Clock = MONOTONIC
     ) -> None:
         self.spec = spec
         self.engine = engine
         self.queue = queue
         self._text = text
+        self._quick_bytes: int = getattr(engine, "quick_bytes", 0)
+        self._cost_per_request = 0.0
         self._clock = clock
 
     def adopt(self, spec: ModelSpec) -> None:
@@ -37,6 +42,10 @@ class LoadedModel:
         self.queue.limits = spec.batch
         self.queue.device.weight = spec.weight
 
+    def waiting_s(self, upstream: int = 0) -> float:
+        """Predicted seconds of the work that waits here, and of `upstream` requests that wait to be sent here."""
+        return self.queue.waiting_s + self.queue.predict_s(upstream, upstream * self._cost_per_request)
+
     async def infer(self, request: InferRequest, deadline: float, load_s: float = 0.0) -> InferResult:
         """Answer one request; `deadline` is on this object's clock.
 
@@ -44,11 +53,14 @@ class LoadedModel:
             ServeError: whatever was wrong with this request; never because of another one.
         """
         started = self._clock()
-        items = await self._in_text_thread(self._prepare, request)
+        is_quick = request.size_bytes <= self._quick_bytes
+        items = self._prepare(request) if is_quick else await self._text.run(self._prepare, request)
+        self._learn(items)
         prepared = self._clock()
         done = await _all(self.queue.submit(items, deadline, request.tenant, request.priority))
         ran = self._clock()
-        outputs = await self._in_text_thread(self._finish, request, [d.output for d in done])
+        found = [d.output for d in done]
+        outputs = self._finish(request, found) if is_quick else await self._text.run(self._finish, request, found)
         return InferResult(
             model=self.spec.name,
             version=self.spec.version,
@@ -76,10 +88,14 @@ class LoadedModel:
 
     def _finish(self, request: InferRequest, outputs: Sequence[Any]) -> Tensors:
         tensors = self.engine.finish(request, outputs)
+        odd = [name for name, array in tensors.items() if not isinstance(array, np.ndarray)]
+        if odd:
+            raise EngineFailure(f"the engine gave output {odd[0]!r} as something else than a numpy array")
         return tensors if request.outputs is None else {name: tensors[name] for name in request.outputs}
 
-    def _in_text_thread(self, function: Callable[..., R], *args: object) -> Awaitable[R]:
-        return asyncio.get_running_loop().run_in_executor(self._text, function, *args)
+    def _learn(self, items: Sequence[Item]) -> None:
+        sample = sum(item.cost for item in items)
+        self._cost_per_request += (sample - self._cost_per_request) * (_SMOOTHING if self._cost_per_request else 1.0)
 
 
 async def _all(futures: list[asyncio.Future[Done]]) -> list[Done]:

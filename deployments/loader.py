@@ -10,7 +10,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
-from deployments.batching import BatchQueue, RunBatch
+from deployments.batches import RunBatch
+from deployments.batching import BatchQueue
 from deployments.chunks import GENERATIVE_TASKS
 from deployments.engines import cache_bytes, give_back, load_engine, run_measured
 from deployments.engines.base import Engine, Parkable
@@ -24,6 +25,7 @@ from deployments.stepper import RunStep, Stepper
 from deployments.turns import Turn, Turns
 from deployments.types import MONOTONIC, Clock, Item
 from deployments.weights import expected_bytes
+from deployments.worker import Worker
 
 logger = logging.getLogger(__name__)
 _MOMENT_S = 1.0
@@ -41,7 +43,7 @@ class EngineLoader:
         device: str,
         cache_dir: Path,
         device_thread: Executor,
-        text_thread: Executor,
+        text: Worker,
         metrics: PoolMetrics,
         instrument: Instrument = lambda _, run: run,
         clock: Clock = MONOTONIC,
@@ -49,7 +51,7 @@ class EngineLoader:
         self._device = device
         self._cache_dir = cache_dir
         self._device_thread = device_thread
-        self._text_thread = text_thread
+        self._text = text
         self._metrics = metrics
         self._instrument = instrument
         self._clock = clock
@@ -87,7 +89,7 @@ class EngineLoader:
             lambda record: self._metrics.batch(spec, record),
             is_packed=getattr(engine, "is_packed", False),
         )
-        return LoadedModel(spec, engine, queue, self._text_thread, self._clock)
+        return LoadedModel(spec, engine, queue, self._text, self._clock)
 
     def size_bytes(self, model: Resident) -> int:
         """Return the bytes a loaded model takes: weights, and the cache of one that generates."""
@@ -141,7 +143,7 @@ class EngineLoader:
             spec,
             engine,
             queue,
-            self._text_thread,
+            self._text,
             self._clock,
             lambda usage, timings: self._metrics.generated(spec, usage, timings),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 
-from deployments.batching import BatchRecord
+from deployments.batches import BatchRecord
 from deployments.generation import StepReport
 from deployments.spec import ModelSpec
 from deployments.statistics import Statistics

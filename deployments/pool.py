@@ -11,17 +11,18 @@ from typing import Any
 
 from ray import serve
 
-from deployments.batching import RunBatch
+from deployments.batches import RunBatch
 from deployments.chunks import Chunk
 from deployments.engines import is_usable, set_threads
 from deployments.errors import EngineFailure, ServeError
+from deployments.hop import Packed, pack_outcomes, unpack_requests
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.orders import Orders
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, Item, Outcome, PoolStatus
+from deployments.types import InferRequest, Item, PoolStatus
 
 
 class Pool:
@@ -38,10 +39,15 @@ class Pool:
         self._replica.configure(user_config)
 
     async def infer_many(
-        self, key: str, requests: Sequence[InferRequest], backlog: int = 0, copy: int = 0
-    ) -> list[Outcome]:
-        """Answer requests for the model `name:version`, one outcome each; `copy` is read by the router only."""
-        return await self._replica.infer_many(key, requests, backlog)
+        self, key: str, packed: Packed, backlog: int = 0, sender: str = "", copy: int = 0
+    ) -> AsyncGenerator[tuple[list[int], Packed], None]:
+        """Answer requests for the model `name:version`: yield their indices and outcomes as batches finish.
+
+        `copy` is read by the router only.
+        """
+        async with aclosing(self._replica.infer_many(key, unpack_requests(packed), backlog, sender)) as news:
+            async for some in news:
+                yield [index for index, _ in some], pack_outcomes([outcome for _, outcome in some])
 
     async def stream(self, key: str, request: InferRequest, copy: int = 0) -> AsyncGenerator[list[Chunk], None]:
         """Yield the answer of the generating model `name:version`, what is ready together in one list."""

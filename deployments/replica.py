@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
+from deployments.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+_HEARSAY_S = 10.0
 
 
 class PoolReplica:
@@ -31,13 +35,13 @@ class PoolReplica:
     def __init__(self, args: PoolArgs, instrument: Instrument = lambda _, run: run, clock: Clock = MONOTONIC) -> None:
         self._clock = clock
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._text_thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._text = Worker("text")
         self._metrics = PoolMetrics()
         loader = EngineLoader(
             args.device,
             Path(args.cache_dir).expanduser(),
             self._device_thread,
-            self._text_thread,
+            self._text,
             self._metrics,
             instrument,
             clock,
@@ -47,23 +51,39 @@ class PoolReplica:
         )
         loader.learn_peak = self._residency.learn_peak
         self._table = ModelTable(self._residency, loader)
-        self._upstream: dict[str, int] = {}  # requests that wait in forwarders, by model, as last heard
+        self._upstream = Upstream(clock)
 
     def configure(self, user_config: Any) -> None:
         """Apply a Pool's user_config; never raises, never waits for a load."""
         self._table.configure(user_config)
 
-    async def infer_many(self, key: str, requests: Sequence[InferRequest], backlog: int = 0) -> list[Outcome]:
-        """Answer requests for the model `name:version`, each on its own; `backlog` still waits upstream."""
-        self._upstream[key] = backlog
+    async def infer_many(
+        self, key: str, requests: Sequence[InferRequest], backlog: int = 0, sender: str = ""
+    ) -> AsyncGenerator[list[tuple[int, Outcome]], None]:
+        """Answer requests for the model `name:version`, each on its own; yield outcomes as batches finish.
+
+        `backlog` requests still wait at `sender`.
+        """
+        self._upstream.heard(key, sender, backlog)
         if not requests:  # the forwarder warms a further copy of a hot model
             await self.load(key)
-            return []
+            return
         try:
             spec = self._table.spec(key)
         except ServeError as exc:
-            return [exc for _ in requests]
-        return list(await asyncio.gather(*(self._outcome(spec, request) for request in requests)))
+            yield [(index, exc) for index in range(len(requests))]
+            return
+        news = _News(len(requests))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._outcome(spec, request)) for request in requests]
+        for index, task in enumerate(tasks):
+            task.add_done_callback(partial(news.put, index))
+        try:
+            async for some in news:
+                yield some
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def stream(self, key: str, request: InferRequest) -> AsyncGenerator[list[Chunk], None]:
         """Yield a generating model's answer to one request, what is ready together in one list; close it to stop.
@@ -123,7 +143,8 @@ class PoolReplica:
 
     def waiting_s(self) -> float:
         """Predicted seconds of work that waits here or upstream."""
-        return sum(model.queue.waiting_s for model in self._residency.models())
+        models = self._residency.models()
+        return sum(model.waiting_s(self._upstream.n_waiting(model.spec.key)) for model in models)
 
     def collect(self) -> list[Metric]:
         """Return this replica's metrics as of now."""
@@ -142,7 +163,7 @@ class PoolReplica:
         """Unload everything and stop the threads."""
         await self._table.aclose()
         self._device_thread.shutdown(wait=False, cancel_futures=True)
-        self._text_thread.shutdown(wait=False, cancel_futures=True)
+        self._text.close()
 
     async def _outcome(self, spec: ModelSpec, request: InferRequest) -> Outcome:
         started = self._clock()
@@ -172,6 +193,49 @@ class PoolReplica:
             result = await model.infer(request, started + timeout_s, load_s=self._clock() - started)
         self._metrics.request(spec, result.timings, self._clock() - started)
         return result
+
+
+class Upstream:
+    """Requests that wait in forwarders for calls to this replica, as last heard; old word counts no more."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heard: dict[str, dict[str, tuple[int, float]]] = {}  # by model and sender: how many, and when
+
+    def heard(self, key: str, sender: str, n: int) -> None:
+        """Take a sender's word."""
+        self._heard.setdefault(key, {})[sender] = (n, self._clock())
+
+    def n_waiting(self, key: str) -> int:
+        """Return how many wait for a model."""
+        since = self._clock() - _HEARSAY_S
+        known = {sender: (n, at) for sender, (n, at) in self._heard.get(key, {}).items() if n and at > since}
+        self._heard[key] = known
+        return sum(n for n, _ in known.values())
+
+
+class _News:
+    """Outcomes of a call's requests, handed on together where they came together."""
+
+    def __init__(self, n_expected: int) -> None:
+        self._n_expected = n_expected
+        self._some: list[tuple[int, Outcome]] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, index: int, task: asyncio.Task[Outcome]) -> None:
+        """Take one; called when its task is done."""
+        if not task.cancelled():
+            self._some.append((index, task.result()))
+            self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Outcome]]]:
+        while self._n_expected:
+            await self._arrived.wait()
+            await asyncio.sleep(0)  # others of the same batch finish in this very step
+            self._arrived.clear()
+            some, self._some = self._some, []
+            self._n_expected -= len(some)
+            yield some
 
 
 def _unexpected(spec: ModelSpec, exc: Exception) -> ServeError:

@@ -37,7 +37,7 @@ class Speed:
         tokens = OVERHEAD_TOKENS if not self._n else self.overhead_s / max(self.rate_s, 1e-12)
         return int(min(max(tokens / OVERHEAD_SHARE, MIN_BUDGET), MAX_BUDGET))
 
-    def predict(self, cost: int, n_batches: float = 1.0) -> float:
+    def predict(self, cost: float, n_batches: float = 1.0) -> float:
         """Return the seconds that work of this cost takes in so many batches; 0.0 before the first one."""
         return self.overhead_s * math.ceil(n_batches) + cost * self.rate_s
 

@@ -21,11 +21,12 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.chunks import Chunk
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
+from deployments.hop import pack_requests, unpack_outcomes
 from deployments.metrics import ReplicaMetrics
 from deployments.orders import Order
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, Outcome, PoolStatus
-from serve_app.forwarder import Call, Target
+from deployments.types import InferRequest, PoolStatus
+from serve_app.lanes import Call, Outcomes, Target
 
 _MAX_HANDLES = 4096  # of model-specific handles kept; the oldest goes first
 _CONTROL_TIMEOUT_S = 2.0
@@ -39,7 +40,7 @@ class PoolHandles:
         self._catalogs: dict[str, DeploymentHandle] = {}
         self._models: dict[tuple[str, str, str], Any] = {}
 
-    async def send(self, call: Call) -> Sequence[Outcome]:
+    async def send(self, call: Call) -> Outcomes:
         """Send one coalesced call to a pool replica; the forwarder's `Send`.
 
         Raises:
@@ -47,10 +48,11 @@ class PoolHandles:
             PoolUnavailable: no replica can be reached.
         """
         method = self._method(call.target.pool, call.target.key)
+        packed = pack_requests(call.requests, call.timeouts_s)
+        response = method.remote(call.target.key, packed, backlog=call.backlog, sender=call.sender, copy=call.copy)
         try:
-            outcomes: Sequence[Outcome] = await method.remote(
-                call.target.key, call.requests, backlog=call.backlog, copy=call.copy
-            )
+            async for indices, outcomes in response:
+                yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
         except ServeError:
             raise
         except asyncio.CancelledError:
@@ -59,7 +61,8 @@ class PoolHandles:
             raise ReplicaLost(f"a replica of pool {call.target.pool!r} gave up a call") from None
         except Exception as exc:
             raise _translate(exc, call.target.pool) from exc
-        return outcomes
+        finally:
+            response.cancel()  # without effect on a call that has ended
 
     async def stream(self, target: Target, request: InferRequest, copy: int) -> AsyncGenerator[Sequence[Chunk], None]:
         """Yield one streamed answer of a pool replica; the `Open` of `streams.py`.
@@ -146,7 +149,7 @@ class PoolHandles:
                 self._models.pop(next(iter(self._models)))
             method = self._pools[pool].options(
                 method_name=name,
-                stream=name == "stream",
+                stream=True,
                 multiplexed_model_id=key,
                 request_serialization="pickle",
                 response_serialization="pickle",

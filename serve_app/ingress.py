@@ -25,10 +25,11 @@ from serve_app.cache import ResponseCache
 from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.context import Context, Door
 from serve_app.fallback import FallbackChain
-from serve_app.forwarder import Forwarder, Target
+from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.handles import PoolHandles, listening_host
 from serve_app.http import build_asgi
+from serve_app.lanes import Target
 from serve_app.limits import Limits
 from serve_app.middleware import ACCESS
 from serve_app.policies import Policies

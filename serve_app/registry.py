@@ -12,7 +12,7 @@ from deployments.types import ModelState, ModelStatus, PoolStatus, model_key
 from deployments.versions import natural
 from serve_app.aliases import Aliases, Rank
 from serve_app.config import PoolRef
-from serve_app.forwarder import Target
+from serve_app.lanes import Target
 from serve_app.protocols.types import Readiness
 from serve_app.traffic_config import Alias
 

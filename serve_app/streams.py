@@ -15,7 +15,7 @@ from typing import TypeAlias
 from deployments.chunks import Chunk
 from deployments.errors import DeadlineExceeded, Overloaded, ReplicaLost
 from deployments.types import MONOTONIC, Clock, InferRequest
-from serve_app.forwarder import Target
+from serve_app.lanes import Target
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from deployments.metrics import ReplicaMetrics
 from deployments.types import ModelStatus
-from serve_app.forwarder import Call
+from serve_app.lanes import Call
 from serve_app.traffic_metrics import TrafficMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

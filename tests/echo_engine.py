@@ -22,6 +22,7 @@ class Echo:
 
     signature = Signature((TensorSpec("x", Datatype.FP32, (-1,)),), (TensorSpec("y", Datatype.FP32, (-1,)),))
     labels: tuple[str, ...] = ()
+    quick_bytes = 1024
 
     def __init__(
         self,

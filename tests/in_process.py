@@ -14,18 +14,20 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from deployments.hop import pack_requests, unpack_requests
 from deployments.replica import PoolReplica
 from deployments.spec import PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import ModelState, Outcome
+from deployments.types import ModelState
 from serve_app.breaker import Breakers
 from serve_app.bulkhead import Bulkheads
 from serve_app.cache import ResponseCache
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.fallback import FallbackChain
-from serve_app.forwarder import Call, Forwarder
+from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.http import build_asgi
+from serve_app.lanes import Call, Outcomes
 from serve_app.policies import Layer, Policies
 from serve_app.protocols.types import Command
 from serve_app.registry import Registry
@@ -50,9 +52,11 @@ class Endpoint:
     def asgi(self) -> Starlette:
         return build_asgi(self.gateway, MAX_BODY_BYTES)
 
-    async def send(self, call: Call) -> Sequence[Outcome]:
+    async def send(self, call: Call) -> Outcomes:
         self.n_calls += 1
-        return await self.replica.infer_many(call.target.key, call.requests, backlog=call.backlog)
+        requests = unpack_requests(pack_requests(call.requests, call.timeouts_s))
+        async for some in self.replica.infer_many(call.target.key, requests, call.backlog, call.sender):
+            yield some
 
     async def refresh(self) -> None:
         self.registry.update("pool", self.replica.status())

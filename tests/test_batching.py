@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.batching import BatchQueue, BatchRecord, choose_packed, choose_padded
+from deployments.batches import BatchRecord, choose_packed, choose_padded
+from deployments.batching import BatchQueue
 from deployments.errors import DeadlineExceeded, EngineFailure, InputTooLong, InvalidInput, Overloaded
 from deployments.spec import BatchLimits
 from deployments.speed import OVERHEAD_TOKENS

@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
+import sys
 import weakref
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from deployments.errors import (
     ReplicaLost,
     ServeError,
 )
-from deployments.types import InferRequest, InferResult, Outcome
-from serve_app import forwarder as module
-from serve_app.forwarder import MAX_IN_FLIGHT, MAX_REQUESTS, Call, Forwarder, Target
+from deployments.types import InferRequest, InferResult, Outcome, Timings
+from serve_app import forwarder as forwarder_module
+from serve_app import lanes
+from serve_app.forwarder import Forwarder
+from serve_app.lanes import MAX_REQUESTS, NEEDED, Call, Outcomes, Target
 
 NEVER = 1e9
 MINILM = Target("pool", "minilm:1")
@@ -40,7 +43,7 @@ class Pool:
         self.refused: dict[str, ServeError] = {}
         self.n_cancelled = 0
 
-    async def send(self, call: Call) -> Sequence[Outcome]:
+    async def send(self, call: Call) -> Outcomes:
         self.calls.append(call)
         try:
             await self.gate.wait()
@@ -49,7 +52,14 @@ class Pool:
             raise
         if self.failures:
             raise self.failures.pop(0)
-        return [self.refused.get(r.request_id) or InferResult(r.request_id, "1", {}) for r in call.requests]
+        for some in self.chunks(call):
+            yield some
+
+    def chunks(self, call: Call) -> list[list[tuple[int, Outcome]]]:
+        return [[(i, self.answer(request)) for i, request in enumerate(call.requests)]]
+
+    def answer(self, request: InferRequest) -> Outcome:
+        return self.refused.get(request.request_id) or InferResult(request.request_id, "1", {})
 
     def ids(self) -> list[list[str]]:
         return [[r.request_id for r in call.requests] for call in self.calls]
@@ -68,11 +78,11 @@ async def settle() -> None:
 
 
 async def busy(pool: Pool, forwarder: Forwarder, target: Target = MINILM) -> list[asyncio.Task[InferResult]]:
-    """Fill the lane so that what comes next has to gather."""
+    """Fill the lane so that what comes next has to gather: as many calls as may be out."""
     pool.gate.clear()
     tasks = []
-    for i in range(MAX_IN_FLIGHT):
-        tasks.append(asyncio.create_task(forwarder.forward(target, request(f"busy{i}"), NEVER)))
+    for n_needed in NEEDED:
+        tasks += [asyncio.create_task(forwarder.forward(target, request("busy"), NEVER)) for _ in range(n_needed)]
         await settle()
     return tasks
 
@@ -92,7 +102,7 @@ async def test_requests_that_wait_together_share_a_call() -> None:
     await settle()
     pool.gate.set()
     assert [r.model for r in await asyncio.gather(*rest)] == list("abcd")
-    assert pool.ids()[MAX_IN_FLIGHT:] == [list("abcd")]
+    assert pool.ids()[len(NEEDED) :] == [list("abcd")]
     await asyncio.gather(*first)
 
 
@@ -108,7 +118,7 @@ async def test_models_do_not_share_calls() -> None:
 
 
 async def test_a_call_is_bounded_in_requests_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CALL_BYTES", 1000)
+    monkeypatch.setattr(lanes, "MAX_CALL_BYTES", 1000)
     pool = Pool()
     forwarder = Forwarder(pool.send)
     await busy(pool, forwarder)
@@ -117,7 +127,7 @@ async def test_a_call_is_bounded_in_requests_and_bytes(monkeypatch: pytest.Monke
     await settle()
     pool.gate.set()
     await asyncio.gather(*big, *small)
-    sizes = [len(call.requests) for call in pool.calls[MAX_IN_FLIGHT:]]
+    sizes = [len(call.requests) for call in pool.calls[len(NEEDED) :]]
     assert sizes[0] == 1
     assert max(sizes) <= MAX_REQUESTS
 
@@ -153,12 +163,12 @@ async def test_cancel_the_first_of_sixteen_and_fifteen_answer() -> None:
 async def test_a_call_whose_last_caller_left_is_cancelled() -> None:
     pool = Pool()
     forwarder = Forwarder(pool.send)
-    [task, other] = await busy(pool, forwarder)
+    task, other, *_ = await busy(pool, forwarder)
     task.cancel()
     await settle()
     assert pool.n_cancelled == 1
     pool.gate.set()
-    assert (await other).model == "busy1"
+    assert (await other).model == "busy"
 
 
 async def test_a_request_that_left_while_waiting_is_never_sent() -> None:
@@ -194,7 +204,7 @@ async def test_the_time_left_travels_with_each_request() -> None:
     clock.now = 4.0
     pool.gate.set()
     await task
-    assert pool.calls[-1].requests[0].timeout_s == pytest.approx(6.0)
+    assert pool.calls[-1].timeouts_s == [pytest.approx(6.0)]
 
 
 async def test_a_call_lost_with_its_replica_is_sent_once_more() -> None:
@@ -222,10 +232,10 @@ async def test_an_unexpected_failure_is_hidden_and_the_lane_goes_on() -> None:
 
 
 async def test_too_many_waiting_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
     pool = Pool()
     forwarder = Forwarder(pool.send)
     await busy(pool, forwarder)
+    monkeypatch.setattr(lanes, "MAX_WAITING", 3)
     tasks = [asyncio.create_task(forwarder.forward(MINILM, request("a"), NEVER)) for _ in range(3)]
     await settle()
     with pytest.raises(Overloaded):
@@ -247,7 +257,9 @@ async def test_a_pinned_model_uses_all_replicas() -> None:
 
 
 async def test_a_hot_model_earns_a_copy_and_a_quiet_one_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COPY_REQUESTS", 4)
+    monkeypatch.setattr(lanes, "COPY_REQUESTS", 4)
+    monkeypatch.setattr(lanes, "NEEDED", (1, 1))
+    monkeypatch.setattr(sys.modules[__name__], "NEEDED", (1, 1))
     pool, clock = Pool(), Clock()
     forwarder = Forwarder(pool.send, clock)
     target = Target("pool", "m:1", n_replicas=2)
@@ -261,13 +273,15 @@ async def test_a_hot_model_earns_a_copy_and_a_quiet_one_loses_it(monkeypatch: py
     clock.now = 60.0
     await forwarder.forward(target, request("y"), NEVER)
     await busy(pool, forwarder, target)
-    assert {call.copy for call in pool.calls[-MAX_IN_FLIGHT:]} == {0}
+    assert {call.copy for call in pool.calls[-len(NEEDED) :]} == {0}
     pool.gate.set()
 
 
 async def hot(pool: Pool, forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Task[InferResult]]:
     """Let so much wait for a model of three replicas that it earns a second copy."""
-    monkeypatch.setattr(module, "COPY_REQUESTS", 4)
+    monkeypatch.setattr(lanes, "COPY_REQUESTS", 4)
+    monkeypatch.setattr(lanes, "NEEDED", (1, 1))
+    monkeypatch.setattr(sys.modules[__name__], "NEEDED", (1, 1))
     target = Target("pool", "minilm:1", n_replicas=3)
     tasks = await busy(pool, forwarder, target)
     tasks += [asyncio.create_task(forwarder.forward(target, request(f"r{i}"), NEVER)) for i in range(5)]
@@ -289,11 +303,11 @@ async def test_a_copy_that_cannot_load_gets_no_request_and_is_not_tried_at_once(
 ) -> None:
     pool = Pool()
 
-    async def send(call: Call) -> Sequence[Outcome]:
-        outcomes = await pool.send(call)
+    async def send(call: Call) -> Outcomes:
+        async for some in pool.send(call):
+            yield some
         if call.copy:
             raise PoolUnavailable("no room")
-        return outcomes
 
     tasks = await hot(pool, Forwarder(send, Clock()), monkeypatch)
     pool.gate.set()
@@ -334,3 +348,145 @@ async def test_an_answered_request_is_let_go_at_once() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+async def test_a_second_call_leaves_at_once_and_a_further_one_only_for_many() -> None:
+    pool = Pool()
+    pool.gate.clear()
+    forwarder = Forwarder(pool.send)
+    tasks = []
+    for i in range(2 + NEEDED[2] + NEEDED[3] + 5):
+        tasks.append(asyncio.create_task(forwarder.forward(MINILM, request(str(i)), NEVER)))
+        await settle()
+    assert [len(call.requests) for call in pool.calls] == list(NEEDED)
+    pool.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_outcomes_do_not_wait_for_the_rest_of_their_call() -> None:
+    pool = Pool()
+    rest = asyncio.Event()
+
+    async def send(call: Call) -> Outcomes:
+        yield [(1, pool.answer(call.requests[1]))]
+        await rest.wait()
+        yield [(0, pool.answer(call.requests[0]))]
+
+    forwarder = Forwarder(pool.send)
+    await busy(pool, forwarder)
+    forwarder._send = send
+    slow, fast = (asyncio.create_task(forwarder.forward(MINILM, request(n), NEVER)) for n in ("slow", "fast"))
+    await settle()
+    pool.gate.set()
+    assert (await fast).model == "fast"
+    assert not slow.done()
+    rest.set()
+    assert (await slow).model == "slow"
+
+
+async def test_only_what_was_not_answered_is_sent_again() -> None:
+    pool = Pool()
+    losses = [ReplicaLost("gone")]
+
+    async def send(call: Call) -> Outcomes:
+        pool.calls.append(call)
+        await pool.gate.wait()
+        if losses and len(call.requests) == 3:
+            yield [(0, pool.answer(call.requests[0]))]
+            raise losses.pop()
+        yield pool.chunks(call)[0]
+
+    forwarder = Forwarder(send)
+    await busy(pool, forwarder)
+    tasks = [asyncio.create_task(forwarder.forward(MINILM, request(n), NEVER)) for n in "abc"]
+    await settle()
+    pool.gate.set()
+    assert [r.model for r in await asyncio.gather(*tasks)] == list("abc")
+    assert pool.ids()[-2:] == [list("abc"), list("bc")]
+
+
+async def test_a_replica_that_leaves_requests_unanswered_counts_as_lost() -> None:
+    pool = Pool()
+
+    async def send(call: Call) -> Outcomes:
+        pool.calls.append(call)
+        for some in pool.chunks(call) if len(pool.calls) == 2 else []:
+            yield some
+
+    assert (await Forwarder(send).forward(MINILM, request("a"), NEVER)).model == "a"
+    assert len(pool.calls) == 2
+
+
+async def test_tenants_take_turns_and_priority_goes_first() -> None:
+    pool = Pool()
+    forwarder = Forwarder(pool.send)
+    await busy(pool, forwarder)
+    waiting = [*(("a", 0, f"a{i}") for i in range(4)), ("b", 0, "b0"), ("b", 0, "b1"), ("b", 1, "urgent")]
+    tasks = []
+    for tenant, priority, name in waiting:
+        asked = replace(request(name), tenant=tenant, priority=priority)
+        tasks.append(asyncio.create_task(forwarder.forward(MINILM, asked, NEVER)))
+        await settle()
+    pool.gate.set()
+    await asyncio.gather(*tasks)
+    assert pool.ids()[len(NEEDED) :] == [["urgent", "a0", "b0", "a1", "b1", "a2", "a3"]]
+
+
+async def test_a_full_lane_gives_way_to_what_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool()
+    forwarder = Forwarder(pool.send)
+    await busy(pool, forwarder)
+    monkeypatch.setattr(lanes, "MAX_WAITING", 3)
+    flood = [
+        asyncio.create_task(forwarder.forward(MINILM, replace(request(f"a{i}"), tenant="a"), NEVER)) for i in range(3)
+    ]
+    await settle()
+    other = asyncio.create_task(forwarder.forward(MINILM, replace(request("b"), tenant="b"), NEVER))
+    await settle()
+    pool.gate.set()
+    first, second, last = await asyncio.gather(*flood, return_exceptions=True)
+    assert isinstance(last, Overloaded)
+    assert [r.model for r in (first, second) if isinstance(r, InferResult)] == ["a0", "a1"]
+    assert (await other).model == "b"
+
+
+async def test_request_that_cannot_be_answered_in_time_is_refused_with_the_wait() -> None:
+    pool, clock = Pool(), Clock()
+    forwarder = Forwarder(pool.send, clock)
+    pool.gate.clear()
+    first = asyncio.create_task(forwarder.forward(MINILM, request("first"), NEVER))
+    await settle()
+    clock.now = 1.0
+    pool.gate.set()
+    await first
+    await busy(pool, forwarder)
+    waiting = [asyncio.create_task(forwarder.forward(MINILM, request("w"), NEVER)) for _ in range(10)]
+    await settle()
+    with pytest.raises(Overloaded) as caught:
+        await forwarder.forward(MINILM, request("late"), clock.now + 4.0)
+    assert caught.value.retry_after_s == pytest.approx(6.0)
+    pool.gate.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_load_says_nothing_of_the_models_speed() -> None:
+    pool, clock = Pool(), Clock()
+    forwarder = Forwarder(pool.send, clock)
+    pool.answer = lambda r: InferResult(r.request_id, "1", {}, timings=Timings(load_s=20.0))  # type: ignore[method-assign]
+    pool.gate.clear()
+    first = asyncio.create_task(forwarder.forward(MINILM, request("first"), NEVER))
+    await settle()
+    lane = next(iter(forwarder._lanes.values()))
+    clock.now = 20.0
+    pool.gate.set()
+    await first
+    assert lane._s_per_request == 0.0
+
+
+async def test_idle_lanes_are_forgotten_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarder_module, "_MANY_LANES", 10)
+    pool = Pool()
+    forwarder = Forwarder(pool.send)
+    for i in range(50):
+        await forwarder.forward(Target("pool", f"m{i}:1"), request("a"), NEVER)
+    assert len(forwarder._lanes) <= 11

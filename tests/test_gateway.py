@@ -1,7 +1,7 @@
 """Gateway: deadlines, and what is counted."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from deployments.types import InferRequest, InferResult, ModelState, ModelStatus
 from serve_app.access import authorise
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context
-from serve_app.forwarder import Call, Forwarder
+from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
+from serve_app.lanes import Call, Outcomes
 from serve_app.principals import ANONYMOUS, CLUSTER, NOBODY, Principal, Scope
 from serve_app.protocols.types import Action, Command
 from serve_app.registry import Registry
@@ -34,9 +35,9 @@ class Case:
         self.counters = IngressMetrics()
         self.gateway = Gateway(registry, Forwarder(self.send), self.counters, self)
 
-    async def send(self, call: Call) -> Sequence[Outcome]:
+    async def send(self, call: Call) -> Outcomes:
         self.calls.append(call)
-        return [self.answer or InferResult("m", "1", {}) for _ in call.requests]
+        yield [(index, self.answer or InferResult("m", "1", {})) for index in range(len(call.requests))]
 
     # What the gateway asks of its pools:
 
@@ -74,7 +75,7 @@ async def test_the_shortest_of_wish_model_and_operator_counts(
     case = Case()
     case.gateway.configure(EndpointConfig(max_timeout_s=operator))
     await case.infer(timeout_s=wish)
-    assert case.calls[0].requests[0].timeout_s == pytest.approx(given, abs=0.1)
+    assert case.calls[0].timeouts_s[0] == pytest.approx(given, abs=0.1)
 
 
 @pytest.mark.parametrize("wish", [0.0, -1.0])

@@ -4,7 +4,9 @@ An engine is synchronous and knows nothing of requests in flight, queues or Ray.
 `prepare` and `finish` in its text thread and `run` in its device thread, so `run` may overlap the other two,
 but no method is ever entered twice at once.
 
-An engine whose `run` costs the sum of its items, rather than each padded to the costliest, says `is_packed = True`.
+Optional attributes: `is_packed = True` where `run` costs the sum of its items, rather than each padded to the
+costliest; `quick_bytes`, the size of a request up to which `prepare` and `finish` take less time than a hop between
+threads (some 0.1 ms): the pool then calls them on its event loop.
 """
 
 from collections.abc import Sequence

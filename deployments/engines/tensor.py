@@ -29,6 +29,8 @@ class NoParams(Strict):
 class TensorProgram:
     """One numeric program."""
 
+    quick_bytes = 4096
+
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
         self.signature = expected_signature(spec)
         self.labels: tuple[str, ...] = ()

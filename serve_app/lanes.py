@@ -1,0 +1,212 @@
+"""What waits for one model on the way to its pool: in fair order, bounded, and refused at once where it would be late.
+
+A `Lane` decides who goes next, in which call, to which copy of the model; `forwarder.py` sends. Pure arithmetic.
+"""
+
+import asyncio
+from bisect import insort
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from deployments.errors import ModelLoading, Overloaded, ServeError
+from deployments.order import FairOrder, Place
+from deployments.types import InferRequest, InferResult, Outcome
+
+# Requests that must wait for one more call to leave, by the calls a copy has out: one runs, one is prepared, and a
+# further one is worth its cost only for many.
+NEEDED = (1, 1, 8, 32)
+MAX_REQUESTS = 64  # in one call
+MAX_CALL_BYTES = 32 * 2**20
+MAX_WAITING = 4096  # requests of one model; beyond, 429 for what would go last
+COPY_REQUESTS = 128  # waiting requests that earn a model one more copy
+COPY_HOLD_S = 10.0  # how long a copy is kept after it was last needed, and how long until one that failed is retried
+_HEAD_START = 1024  # items by which a step of priority goes ahead
+_SMOOTHING = 0.2  # weight of the newest answers in the running estimate of speed
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model's requests go."""
+
+    pool: str
+    key: str
+    n_replicas: int = 1
+    is_everywhere: bool = False  # pinned models are in every replica: no copy has to be earned
+    max_held: int = 0  # requests that may wait while the model is loaded; 0: it is in memory, or there is no limit
+    load_s: float = 0.0  # how long its load is going to take
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One handle call: requests that share it, each with the seconds it has left, and which copy is meant.
+
+    `backlog` is what still waits behind them for that copy, at `sender`. Without requests it only has the copy loaded.
+    """
+
+    target: Target
+    requests: Sequence[InferRequest] = ()
+    timeouts_s: Sequence[float] = ()
+    backlog: int = 0
+    sender: str = ""
+    copy: int = 0
+
+
+# Yields outcomes as they become known, each with the index of its request in the call.
+Outcomes: TypeAlias = AsyncGenerator[Sequence[tuple[int, Outcome]], None]
+Send: TypeAlias = Callable[[Call], Outcomes]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One request and whoever waits for its answer."""
+
+    request: InferRequest
+    deadline: float
+    place: Place
+    future: asyncio.Future[InferResult]
+    on_board: "OnBoard | None" = None
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Answer, unless nobody waits any more."""
+        if self.future.done():
+            return
+        if isinstance(outcome, ServeError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+@dataclass(slots=True)
+class OnBoard:
+    """The requests of one call under way; it is cancelled when the last of them has left."""
+
+    entries: list[Waiting]
+    task: asyncio.Task[None] | None = None
+
+    def left(self) -> None:
+        """Look whether anybody is still waiting."""
+        if self.task is not None and all(entry.future.done() for entry in self.entries):
+            self.task.cancel()
+
+
+@dataclass(slots=True)
+class Lane:
+    """One model's requests at one ingress replica."""
+
+    target: Target
+    waiting: list[Waiting] = field(default_factory=list)  # by place
+    in_flight: list[int] = field(default_factory=lambda: [0])  # calls, by copy
+    n_open: int = 0  # requests that wait or are on board
+    n_copies: int = 1
+    n_warm: int = 1  # of these, those that have the model in memory: requests go to no other
+    warming: asyncio.Task[None] | None = None
+    warm_after: float = 0.0  # when the next copy may be tried
+    needed_at: float = 0.0
+    is_called: bool = False  # a pump is due in this loop's next round
+    _order: FairOrder = field(default_factory=lambda: FairOrder(_HEAD_START))
+    _s_per_request: float = 0.0  # between answers while there is work; 0.0 before the first
+    _answered_at: float = 0.0  # or when work began
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is out."""
+        return not self.waiting and not any(self.in_flight)
+
+    def enter(self, request: InferRequest, deadline: float, now: float) -> Waiting:
+        """Give a request its place; where the lane is full, what would go last gives way.
+
+        Raises:
+            Overloaded: there is no room for it, or those ahead take longer than it has.
+            ModelLoading: as many as may wait for a load do.
+        """
+        self._hold()
+        self._admit(self._order.next_place(request.tenant, request.priority), deadline - now)
+        place = self._order.place(request.tenant, request.priority, request.n_items)
+        entry = Waiting(request, deadline, place, asyncio.get_running_loop().create_future())
+        insort(self.waiting, entry, key=_rank)
+        self.n_open += 1
+        return entry
+
+    def next_to_warm(self, now: float) -> int | None:
+        """Give a hot model copies, take them back from a quiet one; return one that has to load the model first."""
+        self._set_copies(now)
+        if self.n_warm < self.n_copies and self.warming is None and now >= self.warm_after:
+            return self.n_warm
+        return None
+
+    def next_call(self, now: float) -> tuple[int, list[Waiting]] | None:
+        """Remove and return the requests of one more call, and its copy; None while they should gather."""
+        in_flight = self.in_flight[: min(self.n_copies, self.n_warm)]
+        n_calls = min(in_flight)
+        if not self.waiting or n_calls >= len(NEEDED) or len(self.waiting) < NEEDED[n_calls]:
+            return None
+        copy = in_flight.index(n_calls)
+        share = -(-len(self.waiting) // in_flight.count(n_calls))  # copies equally free run side by side
+        entries = self._take(min(share, MAX_REQUESTS))
+        if not entries:
+            return None
+        if not any(self.in_flight):
+            self._answered_at = now
+        self.in_flight[copy] += 1
+        return copy, entries
+
+    def learn(self, outcomes: Sequence[tuple[int, Outcome]], now: float) -> None:
+        """Take the time since the last answers into account, unless it went into a load or an error."""
+        sample = (now - self._answered_at) / len(outcomes)
+        self._answered_at = now
+        if all(isinstance(outcome, InferResult) and outcome.timings.load_s < 0.1 for _, outcome in outcomes):
+            self._s_per_request += (sample - self._s_per_request) * (_SMOOTHING if self._s_per_request else 1.0)
+
+    def _hold(self) -> None:
+        if self.target.max_held and self.n_open >= self.target.max_held:
+            reason = f"it is being loaded, and {self.n_open} requests wait for it already"
+            wait_s = round(max(self.target.load_s, 0.05), 3)
+            raise ModelLoading(f"model {self.target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
+
+    def _admit(self, place: Place, left_s: float) -> None:
+        if 0 < left_s < len(self.waiting) * self._s_per_request:
+            ahead_s = sum(entry.place.rank <= place.rank for entry in self.waiting) * self._s_per_request
+            if ahead_s > left_s:
+                raise Overloaded(
+                    f"what waits for model {self.target.key!r} takes {ahead_s:.3g} s, the request has {left_s:.3g} s",
+                    retry_after_s=round(ahead_s - left_s, 3),
+                )
+        if len(self.waiting) < MAX_WAITING:
+            return
+        self.waiting = [entry for entry in self.waiting if not entry.future.done()]
+        if len(self.waiting) < MAX_WAITING:
+            return
+        wait_s = round(max(self._s_per_request, 0.05), 3)
+        error = Overloaded(f"{MAX_WAITING} requests wait for model {self.target.key!r}", retry_after_s=wait_s)
+        if self.waiting[-1].place.rank <= place.rank:
+            raise error
+        self.waiting.pop().resolve(error)
+
+    def _set_copies(self, now: float) -> None:
+        most = max(self.target.n_replicas, 1)
+        wanted = most if self.target.is_everywhere else min(most, 1 + len(self.waiting) // COPY_REQUESTS)
+        if wanted >= self.n_copies or self.n_copies > most or now - self.needed_at > COPY_HOLD_S:
+            self.n_copies, self.needed_at = wanted, now
+        self.in_flight.extend([0] * (self.n_copies - len(self.in_flight)))
+        self.n_warm = min(most if self.target.is_everywhere else self.n_warm, self.n_copies)
+
+    def _take(self, most: int) -> list[Waiting]:
+        entries: list[Waiting] = []
+        n_seen = size = 0
+        for entry in self.waiting:
+            if not entry.future.done():
+                size += entry.request.size_bytes
+                if len(entries) == most or (entries and size > MAX_CALL_BYTES):
+                    break
+                entries.append(entry)
+                self._order.began(entry.place)
+            n_seen += 1
+        del self.waiting[:n_seen]
+        if not self.waiting:
+            self._order.idle()
+        return entries
+
+
+def _rank(entry: Waiting) -> float:
+    return entry.place.rank

@@ -1,5 +1,10 @@
 """Fixtures shared by the tests of the HTTP edge: a fake gateway, the real ASGI app over it, a client for that."""
 
+import os
+
+# Before anything is imported: huggingface_hub reads it once. No test reaches the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from collections.abc import AsyncIterator
 
 import httpx

@@ -29,7 +29,13 @@ ROOMS = {
     "torch": ("deployments/engines/*.py",),
     "transformers": ("deployments/engines/*.py",),
     "tokenizers": ("deployments/engines/*.py",),
-    "starlette": ("serve_app/http.py", "serve_app/streaming.py", "serve_app/middleware.py", "serve_app/ingress.py"),
+    "starlette": (
+        "serve_app/http.py",
+        "serve_app/streaming.py",
+        "serve_app/middleware.py",
+        "serve_app/cors.py",
+        "serve_app/ingress.py",
+    ),
     "serve_app": ("serve_app/*.py",),
 }
 

@@ -22,6 +22,7 @@ _FADE_S = 4.0  # answers of that long ago weigh a third
 _SPAN_S = 1.0  # busy time before a rate means anything
 _UNKNOWN_S = 1.0  # Retry-After while nothing is measured
 _LONGEST_S = 60.0
+_LOW, _HIGH = 0.8, 1.1
 
 
 class Compartment:
@@ -109,7 +110,7 @@ class Bulkheads:
 
     def _check(self, here: Compartment, work: Work, settings: Bulkhead) -> None:
         wait_s = here.wait_s
-        if here.n_requests >= settings.max_requests:
+        if here.n_requests >= settings.max_requests * _share(work.request.priority):
             reason, why = "full", f"{here.n_requests} requests are waiting for model {work.plan.primary.key!r}"
         elif wait_s is not None and wait_s > work.deadline - self._clock():
             reason, why = "late", f"model {work.plan.primary.key!r} would answer in {wait_s:.3g} s, after the deadline"
@@ -117,3 +118,8 @@ class Bulkheads:
             return
         self._metrics.shed(work.plan.primary, reason)
         raise Overloaded(why, retry_after_s=min(wait_s or _UNKNOWN_S, _LONGEST_S))
+
+
+def _share(priority: int) -> float:
+    """Return how much of the places a priority may fill, so that the lowest is turned away first."""
+    return 1.0 if not priority else _HIGH if priority > 0 else _LOW

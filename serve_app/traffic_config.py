@@ -110,5 +110,8 @@ class Bulkhead(Strict):
     """How much of an ingress replica one model may take, so that a slow one leaves room for the others."""
 
     max_requests: int = Field(
-        default=400, ge=1, description="of one model at once in an ingress replica; well below max_ongoing_requests"
+        default=400,
+        ge=1,
+        description="of one model at once in an ingress replica, well below max_ongoing_requests; "
+        "callers of low priority are refused from four fifths of it on, those of high priority have a tenth more",
     )

@@ -261,14 +261,14 @@ class Rooms:
         self.tasks: list[asyncio.Task[InferResult]] = []
         self.gates: list[asyncio.Event] = []
 
-    def start(self, name: str = "m", time_s: float = 30.0) -> None:
+    def start(self, name: str = "m", time_s: float = 30.0, priority: int = 0) -> None:
         gate = asyncio.Event()
 
         async def slow(one: Work) -> InferResult:
             await gate.wait()
             return await self.pool(one)
 
-        one = work(texts("a"), model(name), deadline=self.clock() + time_s)
+        one = work(texts("a", priority=priority), model(name), deadline=self.clock() + time_s)
         self.gates.append(gate)
         self.tasks.append(asyncio.create_task(self.layer.answer(one, slow)))
 
@@ -278,8 +278,8 @@ class Rooms:
         del self.gates[:n]
         await settle()
 
-    async def outcome(self, name: str = "m", time_s: float = 30.0) -> ServeError | None:
-        self.start(name, time_s)
+    async def outcome(self, name: str = "m", time_s: float = 30.0, priority: int = 0) -> ServeError | None:
+        self.start(name, time_s, priority)
         await settle()
         task = self.tasks.pop()
         if task.done() and isinstance(error := task.exception(), ServeError):
@@ -304,6 +304,15 @@ async def test_a_slow_model_leaves_room_for_the_others() -> None:
     assert await rooms.outcome("quick") is None
     await rooms.finish(1)
     assert await rooms.outcome("slow") is None
+    await rooms.aclose()
+
+
+@pytest.mark.parametrize(("priority", "n_places"), [(-1, 16), (0, 20), (1, 22)])
+async def test_the_lowest_priority_is_turned_away_first(priority: int, n_places: int) -> None:
+    rooms = Rooms(max_requests=20)
+    for _ in range(n_places):
+        assert await rooms.outcome(priority=priority) is None
+    assert isinstance(await rooms.outcome(priority=priority), Overloaded)
     await rooms.aclose()
 
 

@@ -5,8 +5,8 @@ same bytes; request id, priority, deadline and trace decide nothing and are left
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -16,8 +16,7 @@ from deployments.types import Array, InferRequest, ModelStatus
 _DIGEST_BYTES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """The keys of one request. `rows` are the inputs that were taken apart; none: the only key stands for all of it."""
 
     keys: Sequence[bytes]

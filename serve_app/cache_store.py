@@ -5,7 +5,7 @@ Used by `cache.py` only. Pure; an entry is one row of an answer, or a whole one.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from deployments.types import MONOTONIC, Array, Clock
 
@@ -13,8 +13,7 @@ _ENTRY_BYTES = 512  # what an entry takes besides its outputs: key, dict, object
 _OUTPUT_BYTES = 160
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What is known of one row: its outputs, read-only, and the tokens it cost when it was computed."""
 
     outputs: Mapping[str, Array]

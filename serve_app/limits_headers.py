@@ -5,11 +5,10 @@ Of several limits the one nearest its end is told: `RateLimit-*` of all units, `
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """One limit: how much of it is left, and the seconds until all of it is back."""
 
     unit: str

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from deployments.chunks import Chunk, collect
-from deployments.generation import Delta, Generator, Job
+from deployments.generation import Adapter, Delta, Generator, Job
 from deployments.loaded import LoadedModel
 from deployments.spec import ModelSpec
 from deployments.stepper import Stepper
@@ -28,7 +28,8 @@ class GeneratingModel:
         queue: Stepper,
         text: Worker,
         clock: Clock = MONOTONIC,
-        observe: Callable[[Usage, Timings], None] = lambda _, __: None,
+        observe: Callable[[ModelSpec, Usage, Timings], None] = lambda *_: None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.spec = spec
         self.engine = engine
@@ -36,6 +37,7 @@ class GeneratingModel:
         self._text = text
         self._clock = clock
         self._observe = observe
+        self._adapter = adapter
 
     def adopt(self, spec: ModelSpec) -> None:
         """Take over a configuration that needs no load: limits, weight, deadlines."""
@@ -46,6 +48,13 @@ class GeneratingModel:
     def waiting_s(self, upstream: int = 0) -> float:
         """Predicted seconds of the work that waits here, and of `upstream` requests that wait to be sent here."""
         return self.queue.waiting_s * (1 + upstream / max(self.queue.n_waiting, 1))
+
+    def through(self, adapter: "AdapterModel") -> "GeneratingModel":
+        """Return this model as it speaks through an adapter. Raises ModelUnavailable if that was made for another."""
+        self.engine.check_adapter(adapter.engine)
+        return GeneratingModel(
+            adapter.spec, self.engine, self.queue, self._text, self._clock, self._observe, adapter.engine
+        )
 
     async def stream(
         self, request: InferRequest, deadline: float, load_s: float = 0.0
@@ -69,7 +78,7 @@ class GeneratingModel:
                 if not n_open:
                     usage = Usage(request.n_items, _n_prompt_tokens(jobs) + n_new, n_new)
                     timings = Timings(load_s, prepared - started, first - prepared, self._clock() - first)
-                    self._observe(usage, timings)
+                    self._observe(self.spec, usage, timings)
                 *others, last = deltas
                 yield [*map(self._chunk, others), self._chunk(last, usage, timings)]
 
@@ -84,7 +93,10 @@ class GeneratingModel:
     def _prepare(self, request: InferRequest) -> list[Job]:
         check_inputs(request.inputs, self.engine.signature, self.spec.name)
         check_output_names(request.outputs or (), self.engine.signature, self.spec.name)
-        return self.engine.prepare(request)
+        jobs = self.engine.prepare(request)
+        for job in jobs:
+            job.adapter = self._adapter
+        return jobs
 
     def _chunk(self, delta: Delta, usage: Usage | None = None, timings: Timings | None = None) -> Chunk:
         return Chunk(
@@ -100,7 +112,24 @@ class GeneratingModel:
         )
 
 
-Resident: TypeAlias = LoadedModel | GeneratingModel  # what residency keeps in memory
+class AdapterModel:
+    """A LoRA adapter in memory; the work waits in the queue of its base model, which answers for it."""
+
+    def __init__(self, spec: ModelSpec, engine: Adapter, queue: Stepper) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.queue = queue  # always empty
+
+    def adopt(self, spec: ModelSpec) -> None:
+        """Take over a configuration that needs no load."""
+        self.spec = spec
+
+    def waiting_s(self, upstream: int = 0) -> float:
+        """Return 0.0: the work is counted where it waits."""
+        return 0.0
+
+
+Resident: TypeAlias = LoadedModel | GeneratingModel | AdapterModel  # what residency keeps in memory
 
 
 def _n_prompt_tokens(jobs: Sequence[Job]) -> int:

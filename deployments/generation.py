@@ -97,7 +97,7 @@ class Job:
     prompt: Sequence[int]
     sampling: Sampling
     index: int = 0
-    adapter: Any = None  # what a LoRA engine put here for its base engine
+    adapter: Any = None  # the LoRA adapter (an engine of its own) through which the base model speaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,22 @@ class StepReport:
     n_preempted: int = 0
 
 
+class Adapter(Protocol):
+    """An engine that only changes how its base model speaks (LoRA)."""
+
+    signature: Signature
+    labels: tuple[str, ...]
+
+    def size_bytes(self) -> int:
+        """Bytes its weights take on the device."""
+
+    def warm_up(self) -> None:
+        """Do what makes the first request fast, if anything does."""
+
+    def close(self) -> None:
+        """Let go of the weights."""
+
+
 class Generator(Protocol):
     """An engine that generates token by token.
 
@@ -142,6 +158,9 @@ class Generator(Protocol):
 
     def prepare(self, request: InferRequest) -> list[Job]:
         """Turn a request into jobs, at least one. Raises InvalidInput, InputTooLong."""
+
+    def check_adapter(self, adapter: Any) -> None:
+        """Check that a LoRA adapter was made for this model. Raises ModelUnavailable."""
 
     def step(self, joining: Sequence[Job], leaving: Sequence[Job]) -> StepReport:
         """Drop `leaving`, queue `joining`, compute one token for each running job; memory is freed at once."""

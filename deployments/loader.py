@@ -15,7 +15,7 @@ from deployments.batching import BatchQueue
 from deployments.chunks import GENERATIVE_TASKS
 from deployments.engines import cache_bytes, give_back, load_engine, run_measured
 from deployments.engines.base import Engine, Parkable
-from deployments.generating import GeneratingModel, Resident
+from deployments.generating import AdapterModel, GeneratingModel, Resident
 from deployments.generation import Generator, Job, StepReport
 from deployments.loaded import LoadedModel
 from deployments.metrics import PoolMetrics
@@ -78,6 +78,8 @@ class EngineLoader:
         self._metrics.loaded(spec, self._clock() - started, is_failed=False)
         logger.info("model %s loaded in %.2f s", spec.key, self._clock() - started)
         turn = self._turns.of(spec.key, spec.weight)
+        if spec.base is not None:
+            return AdapterModel(spec, engine, self._stepper(spec, cast(Generator, engine), turn))
         if spec.task in GENERATIVE_TASKS and hasattr(engine, "step"):  # a custom engine may also answer in one piece
             return self._generating(spec, cast(Generator, engine), turn)
         run = self._instrument(spec, self._on_device(spec, engine))
@@ -132,21 +134,14 @@ class EngineLoader:
         return engine
 
     def _generating(self, spec: ModelSpec, engine: Generator, turn: Turn) -> GeneratingModel:
-        queue = Stepper(
-            self._stepping(engine),
-            spec.batch,
-            turn,
-            self._clock,
-            lambda report, step_s: self._metrics.step(spec, report, step_s),
-        )
-        return GeneratingModel(
-            spec,
-            engine,
-            queue,
-            self._text,
-            self._clock,
-            lambda usage, timings: self._metrics.generated(spec, usage, timings),
-        )
+        queue = self._stepper(spec, engine, turn)
+        return GeneratingModel(spec, engine, queue, self._text, self._clock, self._metrics.generated)
+
+    def _stepper(self, spec: ModelSpec, engine: Generator, turn: Turn) -> Stepper:
+        def observe(report: StepReport, step_s: float) -> None:
+            self._metrics.step(spec, report, step_s)
+
+        return Stepper(self._stepping(engine), spec.batch, turn, self._clock, observe)
 
     def _stepping(self, engine: Generator) -> RunStep:
         async def step(joining: Sequence[Job], leaving: Sequence[Job]) -> StepReport:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.engines import check_options, expected_signature, independent_rows
+from deployments.engines import check_options, expected_signature, independent_rows, missing_bases
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.generating import Resident
 from deployments.orders import Order, Orders
@@ -88,6 +88,9 @@ class ModelTable:
                 specs[spec.key] = spec
             except ValueError as exc:
                 refused[spec.key] = str(exc)
+        for key, reason in missing_bases(specs.values()).items():
+            refused[key] = reason
+            del specs[key]
         self._refused = refused
         for key, reason in refused.items():
             logger.error("configuration entry %s refused: %s", key, reason)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 
 from deployments.chunks import Chunk
-from deployments.errors import DeadlineExceeded, EngineFailure, ServeError
-from deployments.generating import Resident
+from deployments.errors import DeadlineExceeded, EngineFailure, ModelUnavailable, ServeError
+from deployments.generating import AdapterModel, GeneratingModel, Resident
+from deployments.loaded import LoadedModel
 from deployments.loader import EngineLoader, Instrument
 from deployments.metrics import MemoryNow, PoolMetrics
 from deployments.models import ModelTable
@@ -97,7 +98,7 @@ class PoolReplica:
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(timeout_s):
-                    model = await stack.enter_async_context(self._residency.lease(spec))
+                    model = await stack.enter_async_context(self._leased(spec))
                 chunks = model.stream(request, started + timeout_s, load_s=self._clock() - started)
                 async for ready in await stack.enter_async_context(aclosing(chunks)):
                     if (timings := ready[-1].timings) is not None:
@@ -189,10 +190,22 @@ class PoolReplica:
 
     async def _infer(self, spec: ModelSpec, request: InferRequest, timeout_s: float) -> InferResult:
         started = self._clock()
-        async with self._residency.lease(spec) as model:
+        async with self._leased(spec) as model:
             result = await model.infer(request, started + timeout_s, load_s=self._clock() - started)
         self._metrics.request(spec, result.timings, self._clock() - started)
         return result
+
+    @asynccontextmanager
+    async def _leased(self, spec: ModelSpec) -> AsyncIterator[LoadedModel | GeneratingModel]:
+        """Hold the model that answers: for an adapter its base, and the adapter with it."""
+        async with self._residency.lease(spec) as model:
+            if not isinstance(model, AdapterModel):
+                yield model
+                return
+            async with self._residency.lease(self._table.spec(spec.base or "")) as base:
+                if not isinstance(base, GeneratingModel):
+                    raise ModelUnavailable(f"base {spec.base!r} generates no text", reason="wrong base")
+                yield base.through(model)
 
 
 class Upstream:

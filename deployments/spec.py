@@ -109,6 +109,9 @@ class ModelSpec(Strict):
     version: str = Field(default="1", pattern=NAME)
     task: Task
     source: Source
+    base: str | None = Field(
+        default=None, description="`name:version` of the pool's model that this one is a LoRA adapter of"
+    )
     engine: str | None = Field(default=None, description="engine family; default: the task's own")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="options of that engine family")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -47,8 +47,8 @@ OURS: Table = {
         [((*RERANK, "engine"), "biencoder")],
         "applications[2].deployments[1].user_config.models[2].engine: 'biencoder' is not one of sentence-embedding, "
         "text-classification, zero-shot-classification, token-classification, fill-mask, cross-encoder, bi-encoder, "
-        "image-classification, text-generation, text2text-generation, tensor, custom (value 'biencoder'); "
-        "did you mean 'bi-encoder'?",
+        "image-classification, text-generation, lora-adapter, text2text-generation, tensor, custom "
+        "(value 'biencoder'); did you mean 'bi-encoder'?",
     ),
     "engine of another task": (
         [((*CASSETTE, "engine"), "bi-encoder")],

@@ -4,7 +4,7 @@ A new family is one file beside this one and one row here.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ _PROMPTS = Signature(
         TensorSpec("n_tokens", Datatype.INT64, (-1,)),
     ),
 )
+_ADAPTER = "lora-adapter"
 _DYNAMIC = Signature((), ())  # known only from the model's options or after loading
 
 
@@ -119,6 +120,7 @@ ENGINES: dict[str, EngineRow] = {
     "text-generation": EngineRow(
         "deployments.engines.text_generation:TextGeneration", (Task.TEXT_GENERATION,), GenerationOptions, _PROMPTS
     ),
+    _ADAPTER: EngineRow("deployments.engines.lora:LoraAdapter", (Task.TEXT_GENERATION,), NoOptions, _PROMPTS),
     "text2text-generation": EngineRow(
         "deployments.engines.text2text_generation:Text2TextGeneration",
         (Task.TEXT2TEXT_GENERATION,),
@@ -136,9 +138,12 @@ def engine_name(spec: ModelSpec) -> str:
     Raises:
         ValueError: the family does not exist or does not do this task.
     """
-    name = spec.engine or next(n for n, row in ENGINES.items() if spec.task in row.tasks)
+    default = _ADAPTER if spec.base is not None else next(n for n, row in ENGINES.items() if spec.task in row.tasks)
+    name = spec.engine or default
     if name not in ENGINES:
         raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
+    if (name == _ADAPTER) != (spec.base is not None):
+        raise ValueError(f"engine: {_ADAPTER!r} goes with `base`, and nothing else does")
     if spec.task not in ENGINES[name].tasks:
         fit = ", ".join(n for n, row in ENGINES.items() if spec.task in row.tasks)
         raise ValueError(f"engine: {name!r} does not do task {spec.task.value!r}; these do: {fit}")
@@ -156,6 +161,16 @@ def check_options(spec: ModelSpec) -> Strict:
         return row.options.model_validate(spec.options)
     except ValueError as exc:
         raise ValueError(f"options: {explain(exc)}") from None
+
+
+def missing_bases(models: Iterable[ModelSpec]) -> dict[str, str]:
+    """Return, by key, what is wrong with adapters whose base is not a model of the same pool."""
+    own = {model.key: model for model in models}
+    return {
+        model.key: f"base: {model.base!r} is not a model of this pool that is no adapter itself; write name:version"
+        for model in own.values()
+        if model.base is not None and (model.base not in own or own[model.base].base is not None)
+    }
 
 
 def cache_bytes(spec: ModelSpec) -> int:

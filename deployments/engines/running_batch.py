@@ -11,8 +11,9 @@ later, its text and random numbers kept. Used by the generating engines in the d
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -71,14 +72,26 @@ class Core(Protocol):
 
 
 class RunningBatch:
-    """Drives a core. `budget` is how many prompt tokens may be computed between two tokens of the running rows."""
+    """Drives a core. `budget` is how many prompt tokens may be computed between two tokens of the running rows.
 
-    def __init__(self, core: Core, decode: Decode, end_ids: frozenset[int], max_rows: int, budget: int) -> None:
+    `adapted` is entered around each call of the model with the adapters of its rows.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        decode: Decode,
+        end_ids: frozenset[int],
+        max_rows: int,
+        budget: int,
+        adapted: Callable[[Sequence[Any]], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
         self._core = core
         self._decode = decode
         self._end_ids = end_ids
         self._max_rows = max_rows
         self._budget = budget
+        self._adapted = adapted
         self._waiting: deque[Row] = deque()
         self._starting: list[Row] = []
         self._running: list[Row] = []
@@ -181,7 +194,8 @@ class RunningBatch:
     def _advance(self, rows: Sequence[Row], compute: Callable[[], torch.Tensor | None]) -> list[Delta]:
         """Compute and choose a token a row; whatever goes wrong ends these rows and nobody else's."""
         try:
-            logits = compute()
+            with self._adapted([row.job.adapter for row in rows]):
+                logits = compute()
             choices = None if logits is None else choose(logits, [row.chooser for row in rows])
             return [] if choices is None else [self._grow(*pair) for pair in zip(rows, choices, strict=True)]
         except Exception as exc:

@@ -16,6 +16,7 @@ from deployments.engines.base import unavailable
 from deployments.engines.continuous_core import ContinuousCore, agrees
 from deployments.engines.kv_table import BLOCK, KeyValueTable, probe
 from deployments.engines.loading import free_device, load_model, module_bytes
+from deployments.engines.lora import Adapters
 from deployments.engines.options import GenerationOptions
 from deployments.engines.prompts import Prompts, cache_tokens, end_ids
 from deployments.engines.running_batch import Core, Row, RunningBatch
@@ -52,7 +53,9 @@ class TextGeneration:
         decode = self._prompts.decoder()
         config = self._model.generation_config or GenerationConfig()
         budget = min(self._options.prompt_tokens_per_step, spec.batch.max_tokens)
-        self._batch = RunningBatch(core, decode, end_ids(config, self._prompts.end_id), spec.batch.max_items, budget)
+        self._adapters = Adapters(self._model)
+        ends = end_ids(config, self._prompts.end_id)
+        self._batch = RunningBatch(core, decode, ends, spec.batch.max_items, budget, self._adapters.applied)
 
     @property
     def is_continuous(self) -> bool:
@@ -62,6 +65,10 @@ class TextGeneration:
     def prepare(self, request: InferRequest) -> list[Job]:
         """Tokenise `text` BYTES [n] or `messages` BYTES [n], each a JSON list of chat messages."""
         return self._prompts.jobs(request, shares_limit=self.shares_limit)
+
+    def check_adapter(self, adapter: Any) -> None:
+        """Check that a LoRA adapter was made for this model. Raises ModelUnavailable."""
+        self._adapters.check(adapter)
 
     def step(self, joining: Sequence[Job], leaving: Sequence[Job]) -> StepReport:
         """Compute one token for each running sequence."""
@@ -80,7 +87,7 @@ class TextGeneration:
 
     def close(self) -> None:
         """Let go of weights and cache."""
-        self._model = self._batch = None  # type: ignore[assignment]
+        self._model = self._batch = self._adapters = None  # type: ignore[assignment]
         free_device(self._device)
 
     def _make_core(self) -> tuple[Core, int]:

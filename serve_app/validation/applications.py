@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deployments.engines import ENGINES, engine_name
+from deployments.engines import ENGINES, engine_name, missing_bases
 from deployments.spec import ModelSpec, PoolArgs, PoolConfig
 from serve_app.config import EndpointArgs, EndpointConfig
 from serve_app.validation.models import check_model
@@ -175,8 +175,11 @@ def _references(apps: Collection[App]) -> Iterator[Problem]:
 def _unique_models(apps: Collection[App]) -> Iterator[Problem]:
     owners: dict[str, str] = {}
     for app in apps:
+        bases = missing_bases(spec for _, spec in app.models)
         for place, spec in app.models:
             owner = owners.setdefault(spec.key, app.name)
+            if reason := bases.get(spec.key):
+                yield Problem((*place, "base"), reason.removeprefix("base: "))
             if owner != app.name:
                 yield Problem(
                     (*place, "name"), f"{spec.key} is in pool {owner} already; give it another version", spec.name

@@ -1,6 +1,6 @@
 """100 small real models, memory for 20, Zipf arrivals, a real cluster: this project against `@serve.multiplexed`.
 
-    python benchmarks/multiplex.py [--models 100] [--memory 20] [--replicas 2] [--rate 10] [--seconds 60]
+    python -m benchmarks.multiplex [--models 100] [--memory 20] [--replicas 2] [--rate 10] [--seconds 60]
 
 The models are one trained masked language model (17 MB) with noise added, saved once each. Arrivals are Poisson, open
 loop: the same requests at the same times for both sides, which take turns. "hot" are the five most popular models.
@@ -9,7 +9,6 @@ loop: the same requests at the same times for both sides, which take turns. "hot
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 import httpx
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 N_HOT = 5
 TEXT = "the cat [MASK] on the mat"
 
@@ -83,7 +82,7 @@ def ours(folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
     """Return the config of this project: the default one's endpoint, and one pool of all models."""
     import yaml
 
-    config = yaml.safe_load((HERE.parent / "serve_config.yaml").read_text())
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     endpoint, _, shared = config["applications"]
     [ingress] = endpoint["deployments"]
     ingress["user_config"].update(pools={"shared": {"required": True}}, aliases={}, access_log=False)
@@ -102,7 +101,7 @@ def ours(folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
 def theirs(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the config of the app on `@serve.multiplexed`."""
     app_args = {"folder": str(folder), "max_models": args.memory // args.replicas, "n_replicas": args.replicas}
-    app = {"name": "theirs", "route_prefix": "/", "import_path": "multiplexed_app:build", "args": app_args}
+    app = {"name": "theirs", "route_prefix": "/", "import_path": "benchmarks.multiplexed_app:build", "args": app_args}
     return {"applications": [app]}
 
 
@@ -172,7 +171,7 @@ def main() -> None:
     warm_up = arrivals(args.models, args.rate, args.seconds / 3, seed=1)
     plan = arrivals(args.models, args.rate, args.seconds)
     state_dir = Path(tempfile.mkdtemp(prefix="multiplex-"))
-    cluster = node.start(state_dir, Options(pythonpath=(str(HERE), *os.environ.get("PYTHONPATH", "").split(":"))))
+    cluster = node.start(state_dir, Options(pythonpath=(str(ROOT),)))
     results: dict[str, dict[str, float]] = {}
     try:
         for side in ("theirs", "ours"):

@@ -28,6 +28,11 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  #
 _UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux")  # kinds of attention that `attend` cannot do
 
 
+# By kind of model: whether packing answered right. A trial costs half of a load, and one speaks for every model of a
+# kind, and for the same model's next load.
+_TRIED: dict[str, bool] = {}
+
+
 class PackedModel:
     """A model behind packed batches; it changes the model's attention until `undo` is called."""
 
@@ -82,22 +87,33 @@ def forward_for(
     padded = PaddedModel(model, tokenizer, device, reads, field)
     if not spec.packing or model.config.is_encoder_decoder:
         return padded
+    kind = _kind(model, device, reads)
+    if (is_right := _TRIED.get(kind)) is not None:
+        return PackedModel(model, tokenizer, device, reads, field) if is_right else padded
     rows = _trial(model, tokenizer, reads)
     packed: PackedModel | None = None
     try:
         with torch.inference_mode():
             alone = torch.cat([padded([row]) for row in rows])
             packed = PackedModel(model, tokenizer, device, reads, field)
-            if _is_equal(alone, packed(rows)):
+            _TRIED[kind] = _is_equal(alone, packed(rows))
+            if _TRIED[kind]:
                 return packed
         reason = "packed, its answers differ"
     except Exception as exc:
         # Whatever a strange architecture raises here: it has a way that works.
         reason = f"{type(exc).__name__}: {exc}"[:200]
+    _TRIED[kind] = False
     if packed is not None:
         packed.undo()
     logger.info("model %s runs padded: %s", spec.key, reason)
     return padded
+
+
+def _kind(model: Any, device: str, reads: Reads) -> str:
+    """Return what decides whether a model can be packed: all but its weights."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return f"{type(model).__qualname__} {model.dtype} {device} {reads} {sorted(config.items(), key=lambda i: i[0])}"
 
 
 def segments(lengths: Sequence[int]) -> list[Segment]:

@@ -86,6 +86,18 @@ async def collect(stream: AsyncIterator[Sequence[Chunk]]) -> InferResult:
     return InferResult(last.model, last.version, outputs, last.usage or Usage(), last.timings or Timings())
 
 
+def as_result(chunk: Chunk) -> InferResult:
+    """Return one chunk as a result of its own: what doors send that stream tensors."""
+    outputs: dict[str, Array] = {
+        "text": text_array([chunk.text]),
+        "finish_reason": text_array([chunk.finish or ""]),
+        "n_tokens": np.array([chunk.n_tokens], np.int64),
+    }
+    if chunk.logprobs:
+        outputs["logprobs"] = text_array([orjson.dumps(list(map(logprob_json, chunk.logprobs))).decode()])
+    return InferResult(chunk.model, chunk.version, outputs, chunk.usage or Usage(), chunk.timings or Timings())
+
+
 def logprob_json(token: TokenLogprob) -> dict[str, object]:
     """Return a token's log probabilities as OpenAI writes them."""
     top = [_json(other, logprob) for other, logprob in token.top]

@@ -6,19 +6,20 @@ deadline, or its leaving, cancels the method; it is then recorded as cancelled, 
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from deployments.chunks import GENERATIVE_TASKS, as_result
 from deployments.errors import BodyTooLarge, ServeError, Unauthenticated
-from deployments.types import MONOTONIC
+from deployments.types import MONOTONIC, InferRequest
 from serve_app.audit import audit
 from serve_app.context import Context, Door
 from serve_app.gateway import Gateway
 from serve_app.protocols.types import Action, Models
-from serve_app.protocols.v2_grpc import parse_infer
+from serve_app.protocols.v2_grpc import FINAL, Render, parse_infer
 from serve_app.rpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from serve_app.rpc.statuses import RpcContext, fail
 
@@ -83,10 +84,27 @@ class Calls:
         request_id = (metadata.get("x-request-id") or metadata.get("request_id") or uuid.uuid4().hex)[:_MAX_ID]
         return Context(request_id, Door.GRPC, name, name, action)
 
-    async def infer(
-        self, message: ModelInferRequest, context: Context, *, is_stream: bool = False
-    ) -> ModelInferResponse:
+    async def infer(self, message: ModelInferRequest, context: Context) -> ModelInferResponse:
         """Answer one inference. Raises ServeError."""
+        request, render = self._read(message, context, is_stream=False)
+        return render(await self.gateway.infer(request, context))
+
+    async def stream(self, message: ModelInferRequest, context: Context) -> AsyncGenerator[ModelInferResponse, None]:
+        """Answer one inference of a stream: at once, or piece by piece if its model generates. Raises ServeError."""
+        request, render = self._read(message, context, is_stream=True)
+        model = self.gateway.visible(context).resolve(request.model, request.version)
+        if model.task not in GENERATIVE_TASKS:
+            yield render(await self.gateway.infer(request, context))
+            return
+        async with aclosing(self.gateway.stream(request, context)) as pieces:
+            async for ready in pieces:
+                for chunk in ready:
+                    answer = render(as_result(chunk))
+                    if FINAL in answer.parameters:
+                        answer.parameters[FINAL].bool_param = chunk.usage is not None
+                    yield answer
+
+    def _read(self, message: ModelInferRequest, context: Context, *, is_stream: bool) -> tuple[InferRequest, Render]:
         n_bytes = message.ByteSize()
         if n_bytes > self._max_bytes:
             raise BodyTooLarge(
@@ -94,8 +112,7 @@ class Calls:
                 max_bytes=self._max_bytes,
             )
         models: Models = self.gateway.visible(context)
-        request, render = parse_infer(message, models, context.request_id, is_stream=is_stream)
-        return render(await self.gateway.infer(request, context))
+        return parse_infer(message, models, context.request_id, is_stream=is_stream)
 
     def _finish(self, context: Context, rpc: RpcContext, more: Mapping[str, str]) -> None:
         seconds = MONOTONIC() - context.started

@@ -5,6 +5,7 @@ into the rpc's message (`answering`).
 """
 
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 import orjson
@@ -74,8 +75,9 @@ class InferenceRpcs:
     async def ModelStreamInfer(
         self, request: AsyncIterable[pb.ModelInferRequest], grpc_context: RpcContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Run a model on each request of a stream: one answer each, in order; errors stand in the answers.
+        """Run a model on each request of a stream, in order; errors stand in the answers.
 
+        A request has one answer, or, from a model that generates, one for each piece of its text.
         With the metadata `triton_grpc_error: true` the first error ends the stream with its status.
         """
         is_real = (REAL_ERRORS, "true") in [(key, value) for key, value in grpc_context.invocation_metadata()]
@@ -105,18 +107,19 @@ class InferenceRpcs:
 
     async def _one_of_stream(
         self, stream: Context, request: pb.ModelInferRequest
-    ) -> pb.ModelInferResponse | ServeError:
+    ) -> AsyncIterator[pb.ModelInferResponse | ServeError]:
         context = self.calls.context("ModelStreamInfer", Action.INFER, {})
         context.principal = stream.principal
         try:
-            answer = await self.calls.infer(request, context, is_stream=True)
+            async with aclosing(self.calls.stream(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
             context.ended(200)
         except ServeError as exc:
             context.ended(exc.status, exc.code)
-            return exc
+            yield exc
         finally:
             self.calls.gateway.record(context)
-        return answer
 
     # What this server does not have: read as off, refused where it would change something.
 

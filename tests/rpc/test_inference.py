@@ -12,7 +12,7 @@ from conftest import Rpc, Service
 from edge_fakes import MAX_BODY_BYTES, FakeGateway
 
 from deployments import errors
-from deployments.errors import ModelUnavailable, Overloaded, ServeError, Unauthenticated
+from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServeError, Unauthenticated
 from deployments.orders import Order
 from deployments.statistics import Statistics
 from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult
@@ -317,3 +317,24 @@ async def test_a_model_that_cannot_serve_is_unavailable(service: Service, rpc: R
     gateway.error = ModelUnavailable("no file")
     await service.ModelInfer(text(), rpc)
     assert rpc.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_generating_model_streams_its_text_in_pieces(service: Service, rpc: Rpc, gateway: FakeGateway) -> None:
+    one = pb.ModelInferRequest.InferInputTensor(
+        name="text", datatype="BYTES", shape=[1], contents=pb.InferTensorContents(bytes_contents=[b"hi"])
+    )
+    wish = {"triton_enable_empty_final_response": pb.InferParameter(bool_param=True)}
+    asked = pb.ModelInferRequest(model_name="smollm2", id="7", inputs=[one], parameters=wish)
+    answers = [answer.infer_response async for answer in service.ModelStreamInfer(stream(asked), rpc)]
+    texts = [answer.outputs[0].contents.bytes_contents[0] for answer in answers]
+    assert texts == [b"Hello", b", wor", b"ld!"]
+    assert [answer.parameters["triton_final_response"].bool_param for answer in answers] == [False, False, True]
+    assert {answer.id for answer in answers} == {"7"}
+    reason = next(output for output in answers[-1].outputs if output.name == "finish_reason")
+    assert reason.contents.bytes_contents[0] == b"stop"
+    whole = await service.ModelInfer(pb.ModelInferRequest(model_name="smollm2", inputs=[one]), rpc)
+    assert whole.outputs[0].contents.bytes_contents[0] == b"Hello, world!"
+    gateway.breaks_off = DeadlineExceeded("too slow")
+    late = [answer async for answer in service.ModelStreamInfer(stream(asked), rpc)]
+    assert late[0].infer_response.outputs
+    assert "too slow" in late[-1].error_message

@@ -16,13 +16,13 @@ async def numbers(n: int) -> AsyncIterator[int]:
 async def test_work_overlaps_and_answers_keep_their_order() -> None:
     open_now = most = 0
 
-    async def work(i: int) -> int:
+    async def work(i: int) -> AsyncIterator[int]:
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
         await asyncio.sleep(0.001 * (10 - i))
         open_now -= 1
-        return i
+        yield i
 
     assert [i async for i in in_order(numbers(10), work, 4)] == list(range(10))
     assert most == 4
@@ -31,7 +31,7 @@ async def test_work_overlaps_and_answers_keep_their_order() -> None:
 async def test_an_error_ends_the_stream_and_cancels_what_runs() -> None:
     cancelled: list[int] = []
 
-    async def work(i: int) -> int:
+    async def work(i: int) -> AsyncIterator[int]:
         if i == 1:
             raise ValueError("one")
         try:
@@ -39,7 +39,7 @@ async def test_an_error_ends_the_stream_and_cancels_what_runs() -> None:
         except asyncio.CancelledError:
             cancelled.append(i)
             raise
-        return i
+        yield i
 
     answers = in_order(numbers(4), work, 8)
     assert await anext(answers) == 0
@@ -53,8 +53,8 @@ async def test_an_error_in_the_stream_itself_comes_after_the_answers_before_it()
         yield 1
         raise ConnectionError
 
-    async def work(i: int) -> int:
-        return i
+    async def work(i: int) -> AsyncIterator[int]:
+        yield i
 
     answers = in_order(broken(), work, 8)
     assert await anext(answers) == 1
@@ -66,18 +66,28 @@ async def test_a_reader_that_leaves_cancels_what_runs() -> None:
     running = asyncio.Event()
     ended = asyncio.Event()
 
-    async def work(i: int) -> int:
+    async def work(i: int) -> AsyncIterator[int]:
         if i == 0:
-            return 0
+            yield 0
+            return
         running.set()
         try:
             await asyncio.sleep(1000)
         finally:
             ended.set()
-        return i
+        yield i
 
     answers = in_order(numbers(3), work, 8)
     assert await anext(answers) == 0
     await running.wait()
     await answers.aclose()  # type: ignore[attr-defined]
     assert ended.is_set()
+
+
+async def test_a_request_may_have_many_answers_and_the_next_one_waits_for_its_turn() -> None:
+    async def work(i: int) -> AsyncIterator[int]:
+        for piece in range(3):
+            await asyncio.sleep(0.001 * (2 - i))
+            yield 10 * i + piece
+
+    assert [i async for i in in_order(numbers(2), work, 8)] == [0, 1, 2, 10, 11, 12]

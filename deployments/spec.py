@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from deployments.moderation import Category
 from deployments.types import Task, model_key
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -99,7 +100,15 @@ class CacheSpec(Strict):
     )
 
 
-_NO_RELOAD = {"batch", "timeout_s", "pinned", "weight", "cache", "idle_unload_s"}  # fields that change without a load
+# Fields that change without a load.
+_NO_RELOAD = {"batch", "timeout_s", "pinned", "weight", "cache", "idle_unload_s", "moderation"}
+
+
+class ModerationSpec(Strict):
+    """Makes a text classifier answer OpenAI's moderations."""
+
+    labels: dict[str, Category] = Field(min_length=1, description="the model's labels to OpenAI's categories")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="score from which a category is flagged")
 
 
 class ModelSpec(Strict):
@@ -128,6 +137,9 @@ class ModelSpec(Strict):
     timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included"
     )
+    moderation: ModerationSpec | None = Field(
+        default=None, description="label map by which a text classifier answers POST /v1/moderations"
+    )
     cache: CacheSpec | None = Field(default=None, description="keep answers at the endpoint, item by item")
     pinned: bool = Field(default=False, description="load at start, never evict; the endpoint is ready only when it is")
     idle_unload_s: float | None = Field(
@@ -139,6 +151,12 @@ class ModelSpec(Strict):
     allow: tuple[Format, ...] = Field(
         default=(), description="file formats accepted besides safetensors; each may run code"
     )
+
+    @model_validator(mode="after")
+    def _judges_texts(self) -> Self:
+        if self.moderation and self.task is not Task.TEXT_CLASSIFICATION:
+            raise ValueError(f"moderation goes with task {Task.TEXT_CLASSIFICATION.value} only")
+        return self
 
     @field_validator("version", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from deployments.errors import ServeError
+from deployments.moderation import Moderation
 
 Clock: TypeAlias = Callable[[], float]
 MONOTONIC: Clock = time.monotonic
@@ -200,6 +201,7 @@ class ModelStatus:
     digest: str = ""  # of the configuration in force
     cache_ttl_s: float | None = None  # how long an answer may be kept; None: not at all
     is_cache_shared: bool = False  # one tenant's answers serve the others too
+    moderation: Moderation | None = None
     rows: tuple[str, ...] = ()  # inputs whose rows are answered independently of one another
     is_leaving: bool = False  # no longer configured: answers only until others have taken its place
 

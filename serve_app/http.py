@@ -238,6 +238,9 @@ def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Rep
         headers["www-authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1e3))
+    if error.status in (500, 501):  # what OpenAI's clients try again unasked
+        headers["x-should-retry"] = "false"
     if isinstance(error, UnsupportedEncoding):
         headers["accept-encoding"] = ", ".join(ENCODINGS)
     allow = error.details.get("allow")

@@ -8,6 +8,7 @@ import orjson
 
 from deployments.chunks import GENERATIVE_TASKS, Chunk, Finish, TokenLogprob, collect
 from deployments.errors import ModelNotFound
+from deployments.moderation import Moderation
 from deployments.statistics import ModelStatistics
 from deployments.types import (
     Array,
@@ -48,6 +49,12 @@ MODELS = (
     status("minilm", Task.FEATURE_EXTRACTION, Signature((TEXT,), (TensorSpec("embedding", Datatype.FP32, (-1, DIM)),))),
     status("mood", Task.TEXT_CLASSIFICATION, Signature((TEXT,), (LABEL, SCORE)), version="1"),
     status("mood", Task.TEXT_CLASSIFICATION, Signature((TEXT,), (LABEL, SCORE)), version="2"),
+    status(
+        "guard",
+        Task.TEXT_CLASSIFICATION,
+        Signature((TEXT,), (LABEL, SCORE)),
+        moderation=Moderation({"bad": "hate", "good": "violence/graphic"}, 0.5),
+    ),
     status(
         "zero",
         Task.ZERO_SHOT_CLASSIFICATION,

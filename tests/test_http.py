@@ -128,7 +128,7 @@ UNKNOWN = [
     ("/v2/models/a/b/c", v2),
     ("/v1/embeddings/x", openai),
     ("/v1/nope", native),
-    ("/", native),
+    ("/nothing", native),
 ]
 
 

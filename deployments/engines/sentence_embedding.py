@@ -26,6 +26,10 @@ from deployments.types import Array, InferRequest, Item, Signature, Tensors
 class EmbeddingParams(TextParams):
     """Parameters of an embedding model."""
 
+    token_ids: bool = Field(
+        default=False,
+        description="texts are token ids of the model's vocabulary, with spaces between; taken as they are",
+    )
     normalize: bool | None = Field(default=None, description="scale to length 1; default: as the model does")
 
 
@@ -51,6 +55,10 @@ class SentenceEmbedding(TextEngine):
     def prepare(self, request: InferRequest) -> list[Item]:
         """Tokenise `text` BYTES [n]."""
         params = parse_params(EmbeddingParams, request.params)
+        if params.token_ids:
+            texts = read_texts(request.inputs, "text")
+            tokens = self._tokenizer.read_ids(texts, "text", truncate=self._truncates(params))
+            return [self._item(one) for one in tokens]
         return self._text_items(request, "text", params, self._files.default_prompt)
 
     def finish(self, request: InferRequest, outputs: Sequence[Array]) -> Tensors:

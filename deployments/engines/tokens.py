@@ -80,6 +80,27 @@ class TextTokenizer:
                 raise InvalidInput(f"{field}[{i}] is empty: it has no tokens", field=f"{field}[{i}]")
         return encodings
 
+    def read_ids(self, texts: Sequence[str], field: str, *, truncate: bool = False) -> list[Tokens]:
+        """Return token ids that a caller has made, written with spaces between; no special ones are added.
+
+        Raises:
+            InputTooLong: there are more than the limit, and they may not be cut.
+            InvalidInput: one is no id of this vocabulary, or there are none.
+        """
+        return [self._read_ids(text, f"{field}[{index}]", truncate) for index, text in enumerate(texts)]
+
+    def _read_ids(self, text: str, field: str, truncate: bool) -> Tokens:
+        words = text.split()
+        n_known = len(self.tokenizer)
+        if not words or not all(word.isdecimal() and len(word) < 10 and int(word) < n_known for word in words):
+            raise InvalidInput(
+                f"{field}: must be token ids of this model's own vocabulary, 0 to {n_known - 1}", field=field
+            )
+        if len(words) > self.limit and not truncate:
+            raise self._too_long(field, len(words), False)
+        ids = [int(word) for word in words[: self.limit]]
+        return Tokens(ids, [0] * len(ids))
+
     def pad(self, rows: Sequence[Tokens], device: str) -> dict[str, torch.Tensor]:
         """Return the tensors a model takes, each (rows, longest), INT64.
 

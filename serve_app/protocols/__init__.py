@@ -4,15 +4,21 @@ Read by `serve_app.http`, which serves them, and by `openapi`, which describes t
 `answer`, `count` and `control` is answered by the gateway: `/metrics` alone. A trailing slash changes nothing.
 """
 
+from dataclasses import replace
 from functools import cache
 
 from serve_app.protocols import (
+    classify,
+    moderations,
     native,
     openai,
     openai_chat,
     openai_completions,
     openai_responses,
+    rerank,
     service,
+    tei,
+    v1,
     v2,
     v2_absent,
     v2_config,
@@ -41,12 +47,22 @@ _OPENAPI = Endpoint(
     "GET", "/openapi.json", Action.OPEN, "This API as an OpenAPI document", service.SERVICE, answer=_openapi
 )
 
-ENDPOINTS: tuple[Endpoint, ...] = (
-    *native.ROWS,
+_OPENAI_ROWS: tuple[Endpoint, ...] = (
     *openai_chat.ROWS,
     *openai_completions.ROWS,
     *openai_responses.ROWS,
+    *moderations.ROWS,
     *openai.ROWS,
+)
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *native.ROWS,
+    *v1.ROWS,  # before OpenAI's: `/v1/models/{id:path}` would take `/v1/models/m:predict`
+    *_OPENAI_ROWS,
+    *(replace(row, path=f"/openai{row.path}") for row in _OPENAI_ROWS),  # where KServe has them
+    *classify.ROWS,
+    *rerank.ROWS,
+    *tei.ROWS,
     *v2.ROWS,
     *v2_generate.ROWS,
     *v2_statistics.ROWS,

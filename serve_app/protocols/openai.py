@@ -2,7 +2,7 @@
 
 Called through the rows in `ENDPOINTS`. `dimensions` cuts each vector and normalises it again, for any embedding model:
 whether the model was trained for that (Matryoshka) is not in its files, so the caller must know. When a model was
-made is not known either: `created` is 0.
+made is not known either: `created` is 0. Token ids are those of the model's own vocabulary, not of tiktoken.
 """
 
 import base64
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from deployments.errors import InvalidInput
+from deployments.errors import InvalidInput, ModelUnavailable
 from deployments.types import Array, InferRequest, InferResult, ModelStatus, Task, text_array
+from serve_app.protocols.choosing import model_for
 from serve_app.protocols.json_body import dump, parse_body
 from serve_app.protocols.openai_errors import OPENAI
 from serve_app.protocols.openai_schema import (
@@ -31,27 +32,31 @@ OWNER = "model-endpoint"
 def parse_embeddings(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /v1/embeddings`."""
     body = parse_body(raw.body, EmbeddingsRequest)
-    texts = _texts(body.input)
-    status = models.resolve(body.model)
-    if status.task is not Task.FEATURE_EXTRACTION:
-        raise InvalidInput(
-            f"model: {status.name!r} does {status.task}; embeddings need a model for {Task.FEATURE_EXTRACTION}",
-            field="model",
-        )
+    texts, are_ids = _texts(body.input)
+    name, _ = model_for(body.model, (Task.FEATURE_EXTRACTION,), models, "embeddings")
+    params: dict[str, JsonValue] = {"token_ids": True} if are_ids else {}
     inputs = {"text": text_array(texts)}
-    request = InferRequest(body.model, inputs, request_id=raw.request_id, user=body.user or "")
+    request = InferRequest(name, inputs, params=params, request_id=raw.request_id, user=body.user or "")
     return request, partial(_render, body.encoding_format, body.dimensions)
 
 
 def list_models(raw: RawRequest, models: Models) -> Reply:
-    """Answer `GET /v1/models`: the default version under the model's name, others as `name:version`."""
+    """Answer `GET /v1/models`: the default version under the model's name, others as `name:version`.
+
+    `models` beside OpenAI's `data` is KServe's V1 list of the same path.
+    """
     data = [_model(status, models) for status in models.all()]
-    return Reply(dump({"object": "list", "data": data}))
+    names = list(dict.fromkeys(status.name for status in models.all()))
+    return Reply(dump({"object": "list", "data": data, "models": names}))
 
 
 def retrieve_model(raw: RawRequest, models: Models) -> Reply:
-    """Answer `GET /v1/models/{id}`."""
-    return Reply(dump(_model(models.resolve(raw.path["id"]), models)))
+    """Answer `GET /v1/models/{id}`; `name` and `ready`, and 503 for one that cannot answer, are KServe's V1."""
+    status = models.resolve(raw.path["id"])
+    if not status.is_servable:
+        why = status.reason or f"it is {status.state}"
+        raise ModelUnavailable(f"model with name {status.name} is not ready: {why}", reason=why)
+    return Reply(dump(_model(status, models)))
 
 
 ROWS = (
@@ -78,36 +83,8 @@ ROWS = (
 )
 
 
-def _texts(value: JsonValue) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
-        raise InvalidInput("input: must be a string or a list of strings, not empty", field="input")
-    if len(texts) > MAX_INPUTS:
-        raise InvalidInput(f"input: has {len(texts)} texts, at most {MAX_INPUTS}", field="input")
-    checked: list[str] = []
-    for index, text in enumerate(texts):
-        field = "input" if isinstance(value, str) else f"input[{index}]"
-        if isinstance(text, int | list):
-            raise InvalidInput(f"{field}: token ids are not taken; send the text as a string", field=field)
-        if not isinstance(text, str):
-            raise InvalidInput(f"{field}: must be a string", field=field)
-        if not text:
-            raise InvalidInput(f"{field}: must not be an empty string", field=field)
-        checked.append(text)
-    return checked
-
-
-def _render(encoding_format: str, dimensions: int | None, result: InferResult) -> Reply:
-    vectors = _cut(np.asarray(result.outputs["embedding"], dtype="<f4"), dimensions)
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encode(vector, encoding_format)}
-        for index, vector in enumerate(vectors)
-    ]
-    usage = {"prompt_tokens": result.usage.n_tokens, "total_tokens": result.usage.n_tokens}
-    return Reply(dump({"object": "list", "data": data, "model": result.model, "usage": usage}))
-
-
-def _cut(vectors: Array, dimensions: int | None) -> Array:
+def cut(vectors: Array, dimensions: int | None, *, normalize: bool = True) -> Array:
+    """Return vectors cut to `dimensions`, and scaled to length 1 again. Raises InvalidInput."""
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     if dimensions > vectors.shape[1]:
@@ -116,9 +93,54 @@ def _cut(vectors: Array, dimensions: int | None) -> Array:
             field="dimensions",
         )
     short = vectors[:, :dimensions]
+    if not normalize:
+        return short
     norms = np.linalg.norm(short, axis=1, keepdims=True)
     normalised: Array = np.divide(short, norms, out=np.zeros_like(short), where=norms > 0)
     return normalised
+
+
+def _texts(value: JsonValue) -> tuple[list[str], bool]:
+    """Return the texts of any of the four forms, token ids as numbers with spaces between; and whether they are ids."""
+    if isinstance(value, str):
+        return [_text(value, "input")], False
+    if not isinstance(value, list) or not value:
+        raise InvalidInput("input: must be a string, token ids, or a list of either, not empty", field="input")
+    if _is_id(value[0]):
+        return [_ids(value, "input")], True
+    if len(value) > MAX_INPUTS:
+        raise InvalidInput(f"input: has {len(value)} texts, at most {MAX_INPUTS}", field="input")
+    if isinstance(value[0], list):
+        return [_ids(ids, f"input[{index}]") for index, ids in enumerate(value)], True
+    return [_text(text, f"input[{index}]") for index, text in enumerate(value)], False
+
+
+def _text(value: JsonValue, field: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{field}: must be a string", field=field)
+    if not value:
+        raise InvalidInput(f"{field}: must not be an empty string", field=field)
+    return value
+
+
+def _ids(value: JsonValue, field: str) -> str:
+    if not isinstance(value, list) or not value or not all(_is_id(token) for token in value):
+        raise InvalidInput(f"{field}: must be a list of token ids, whole numbers from 0, not empty", field=field)
+    return " ".join(map(str, value))
+
+
+def _is_id(value: JsonValue) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _render(encoding_format: str, dimensions: int | None, result: InferResult) -> Reply:
+    vectors = cut(np.asarray(result.outputs["embedding"], dtype="<f4"), dimensions)
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encode(vector, encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": result.usage.n_tokens, "total_tokens": result.usage.n_tokens}
+    return Reply(dump({"object": "list", "data": data, "model": result.model, "usage": usage}))
 
 
 def _encode(vector: Array, encoding_format: str) -> Any:
@@ -135,5 +157,6 @@ def _model(status: ModelStatus, models: Models) -> dict[str, object]:
         "owned_by": OWNER,
         "task": status.task,
         "version": status.version,
+        "name": status.name,
         "ready": status.is_servable,
     }

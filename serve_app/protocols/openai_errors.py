@@ -20,5 +20,14 @@ def envelope(error: ServeError, request_id: str) -> bytes:
     return dump({"error": body})
 
 
-_PREFIXES = ("/v1/embeddings", "/v1/models", "/v1/chat", "/v1/completions", "/v1/responses")
+_PREFIXES = (
+    "/v1/embeddings",
+    "/v1/models",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/moderations",
+    "/v1/score",
+    "/openai/v1",
+)
 OPENAI = Dialect("OpenAI", envelope, OpenAIError, _PREFIXES)

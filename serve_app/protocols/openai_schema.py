@@ -15,6 +15,8 @@ _INPUT: Any = {
     "anyOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_INPUTS},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "minItems": 1},
     ],
 }
 _EMBEDDING: Any = {
@@ -62,7 +64,7 @@ class EmbeddingsResponse(Wire):
 
 
 class OpenAIModel(Wire):
-    """One model; `task`, `version` and `ready` are ours."""
+    """One model; `name` and `ready` are KServe's, `task` and `version` ours."""
 
     id: str
     object: Literal["model"]
@@ -70,14 +72,16 @@ class OpenAIModel(Wire):
     owned_by: str
     task: str
     version: str
+    name: str
     ready: bool
 
 
 class OpenAIModelList(Wire):
-    """All models."""
+    """All models; `models` are their names, as KServe's V1 lists them."""
 
     object: Literal["list"]
     data: list[OpenAIModel]
+    models: list[str]
 
 
 class OpenAIErrorBody(Wire):

@@ -138,7 +138,11 @@ def test_unsupported_module_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "field", "says"),
     [
-        ({"normalise": True}, "normalise", "unknown parameter 'normalise'; this model knows: truncate, normalize"),
+        (
+            {"normalise": True},
+            "normalise",
+            "this model knows: truncate, token_ids, normalize",
+        ),
         ({"normalize": "yes"}, "normalize", "valid boolean"),
         ({"truncate": 1}, "truncate", "valid boolean"),
     ],
@@ -147,3 +151,27 @@ def test_wrong_parameter_is_named(tiny: Callable[[str], Path], params: dict[str,
     with pytest.raises(InvalidInput, match=says) as caught:
         load(tiny("bert"), TASK).prepare(request(params, text=["a"]))
     assert caught.value.details["field"] == field
+
+
+def test_token_ids_give_what_their_text_gives(minilm: Path) -> None:
+    engine = load(minilm, TASK)
+    ids = AutoTokenizer.from_pretrained(minilm)(TEXTS)["input_ids"]
+    written = [" ".join(map(str, row)) for row in ids]
+    assert_equal(alone(engine, request(text=written, params={"token_ids": True})), alone(engine, request(text=TEXTS)))
+
+
+@pytest.mark.parametrize("text", ["", "1 two", "-1", "99999999", "30522", "1.5", "1" * 20])
+def test_what_is_no_token_id_of_the_model_is_named(minilm: Path, text: str) -> None:
+    engine = load(minilm, TASK)
+    with pytest.raises(InvalidInput) as caught:
+        engine.prepare(request(text=["101 102", text], params={"token_ids": True}))
+    assert caught.value.details["field"] == "text[1]"
+
+
+def test_too_many_token_ids_are_refused_or_cut(minilm: Path) -> None:
+    engine = load(minilm, TASK)
+    asked = {"text": ["7 " * 300]}
+    with pytest.raises(InputTooLong):
+        engine.prepare(request(**asked, params={"token_ids": True}))
+    [item] = engine.prepare(request(**asked, params={"token_ids": True, "truncate": True}))
+    assert item.cost == 256

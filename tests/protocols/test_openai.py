@@ -39,7 +39,7 @@ async def test_the_client_library_lists_and_retrieves_models(sdk: openai.AsyncOp
     assert (model.id, model.owned_by, model.model_extra) == (
         "mood:1",
         "model-endpoint",
-        {"task": "text-classification", "version": "1", "ready": True},
+        {"task": "text-classification", "version": "1", "name": "mood", "ready": True},
     )
 
 
@@ -92,11 +92,15 @@ BAD = [
     ({"model": "minilm", "input": []}, "input", "not empty"),
     ({"model": "minilm", "input": ["a", ""]}, "input[1]", "must not be an empty string"),
     ({"model": "minilm", "input": ["a"] * 2049}, "input", "at most 2048"),
-    ({"model": "minilm", "input": [1, 2]}, "input[0]", "token ids are not taken"),
-    ({"model": "minilm", "input": [[1, 2]]}, "input[0]", "token ids are not taken"),
+    ({"model": "minilm", "input": [1, -2]}, "input", "must be a list of token ids"),
+    ({"model": "minilm", "input": [1, "a"]}, "input", "must be a list of token ids"),
+    ({"model": "minilm", "input": [[1, 2], []]}, "input[1]", "must be a list of token ids"),
+    ({"model": "minilm", "input": [[1, 2], "a"]}, "input[1]", "must be a list of token ids"),
+    ({"model": "minilm", "input": ["a", [1]]}, "input[1]", "must be a string"),
+    ({"model": "mood", "input": "a"}, "model", "does text-classification; embeddings need a model for feature-extr"),
     ({"model": "minilm", "input": [None]}, "input[0]", "must be a string"),
-    ({"model": "minilm", "input": {"a": 1}}, "input", "must be a string or a list"),
-    ({"model": "minilm", "input": 4}, "input", "must be a string or a list"),
+    ({"model": "minilm", "input": {"a": 1}}, "input", "must be a string, token ids, or a list of either"),
+    ({"model": "minilm", "input": 4}, "input", "must be a string, token ids, or a list of either"),
     ({"model": "minilm", "input": "a", "encoding_format": "int8"}, "encoding_format", "encoding_format: "),
     ({"model": "minilm", "input": "a", "dimensions": 0}, "dimensions", "dimensions: "),
     ({"model": "minilm", "input": "a", "dimensions": 5}, "dimensions", "the model gives 4"),
@@ -121,4 +125,34 @@ async def test_bad_requests_name_the_parameter(
 
 
 async def test_a_model_that_cannot_answer_is_listed_as_not_ready(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/v1/models/broken")).json()["ready"] is False
+    listed = (await client.get("/v1/models")).json()
+    assert [line["ready"] for line in listed["data"] if line["id"] == "broken"] == [False]
+    assert (await client.get("/v1/models/broken")).status_code == 503
+
+
+async def test_lists_and_models_are_kserves_as_well(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/models")).json()["models"].count("mood") == 1
+    model = (await client.get("/v1/models/mood")).json()
+    assert (model["name"], model["ready"]) == ("mood", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"), [([7, 8], [b"7 8"]), ([[7, 8], [9]], [b"7 8", b"9"]), (["a", "b"], [b"a", b"b"])]
+)
+async def test_all_forms_of_input(
+    client: httpx.AsyncClient, gateway: FakeGateway, given: object, texts: list[bytes]
+) -> None:
+    response = await client.post(EMBEDDINGS, json={"model": "minilm", "input": given})
+    assert len(response.json()["data"]) == len(texts)
+    assert gateway.requests[0].inputs["text"].tolist() == texts
+    assert gateway.requests[0].params == (
+        {} if isinstance(texts[0], bytes) and texts[0].isalpha() else {"token_ids": True}
+    )
+
+
+async def test_the_prefix_where_kserve_has_openais_api(client: httpx.AsyncClient) -> None:
+    body = {"model": "minilm", "input": "a"}
+    twin, plain = await client.post(f"/openai{EMBEDDINGS}", json=body), await client.post(EMBEDDINGS, json=body)
+    assert twin.json() == plain.json()
+    assert (await client.get("/openai/v1/models")).json()["object"] == "list"
+    assert (await client.get("/openai/v1/nothing")).json()["error"]["code"] == "route_not_found"

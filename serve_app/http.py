@@ -6,7 +6,6 @@ Cancellation passes through: Serve cancels the ASGI task when a client goes away
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
@@ -22,16 +21,14 @@ from deployments.errors import (
     MethodNotAllowed,
     RouteNotFound,
     ServeError,
-    Unauthenticated,
-    UnsupportedEncoding,
 )
 from deployments.types import MONOTONIC, InferRequest, InferResult
 from serve_app.audit import audit
-from serve_app.compression import ENCODINGS
 from serve_app.config import EndpointConfig
 from serve_app.context import Context, Door
 from serve_app.cors import Cors
 from serve_app.edges import check_head
+from serve_app.error_headers import headers_of
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, Packing, TrailingSlash
 from serve_app.protocols import ENDPOINTS, envelope_of
 from serve_app.protocols.types import (
@@ -233,20 +230,7 @@ async def _answer(
 
 def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Reply:
     context.ended(error.status, error.code)
-    headers: dict[str, str] = {}
-    if isinstance(error, Unauthenticated):
-        headers["www-authenticate"] = "Bearer"
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1e3))
-    if error.status in (500, 501):  # what OpenAI's clients try again unasked
-        headers["x-should-retry"] = "false"
-    if isinstance(error, UnsupportedEncoding):
-        headers["accept-encoding"] = ", ".join(ENCODINGS)
-    allow = error.details.get("allow")
-    if isinstance(error, MethodNotAllowed) and isinstance(allow, list):
-        headers["allow"] = ", ".join(map(str, allow))
-    return Reply(envelope(error, context.request_id), error.status, headers=headers)
+    return Reply(envelope(error, context.request_id), error.status, headers=headers_of(error))
 
 
 async def _send(scope: Scope, send: Send, reply: Reply, context: Context) -> None:

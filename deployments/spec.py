@@ -9,27 +9,13 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from deployments.moderation import Category
+from deployments.moderation import Moderation
+from deployments.sizes import Bytes
 from deployments.types import Task, model_key
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
-
-
-def parse_bytes(value: object) -> object:
-    """Turn "2GiB" into 2147483648; leave anything that is not a string to pydantic."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.match(value)
-    if not match or match[2] not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write bytes, or a number with one of {', '.join(_UNITS)[2:]}")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Format = Literal["pickle", "torchscript", "torch_export"]
 
@@ -104,13 +90,6 @@ class CacheSpec(Strict):
 _NO_RELOAD = {"batch", "timeout_s", "pinned", "weight", "cache", "idle_unload_s", "moderation"}
 
 
-class ModerationSpec(Strict):
-    """Makes a text classifier answer OpenAI's moderations."""
-
-    labels: dict[str, Category] = Field(min_length=1, description="the model's labels to OpenAI's categories")
-    threshold: float = Field(default=0.5, gt=0, le=1, description="score from which a category is flagged")
-
-
 class ModelSpec(Strict):
     """One model: `name:version`, what it does, where its files are, how it may run."""
 
@@ -137,7 +116,7 @@ class ModelSpec(Strict):
     timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="time an answer may take, waiting and loading included"
     )
-    moderation: ModerationSpec | None = Field(
+    moderation: Moderation | None = Field(
         default=None, description="label map by which a text classifier answers POST /v1/moderations"
     )
     cache: CacheSpec | None = Field(default=None, description="keep answers at the endpoint, item by item")

@@ -5,7 +5,8 @@
 
 from pydantic import Field
 
-from deployments.spec import Bytes, Strict
+from deployments.sizes import Bytes
+from deployments.spec import Strict
 from serve_app.auth_config import AuthConfig
 from serve_app.limits_config import LimitsConfig
 from serve_app.request_log_config import RequestLogConfig

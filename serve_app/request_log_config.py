@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.spec import Bytes, Strict
+from deployments.sizes import Bytes
+from deployments.spec import Strict
 
 
 class Payloads(Strict):

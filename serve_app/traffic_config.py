@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from deployments.spec import Bytes, Strict
+from deployments.sizes import Bytes
+from deployments.spec import Strict
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"

@@ -53,7 +53,7 @@ MODELS = (
         "guard",
         Task.TEXT_CLASSIFICATION,
         Signature((TEXT,), (LABEL, SCORE)),
-        moderation=Moderation({"bad": "hate", "good": "violence/graphic"}, 0.5),
+        moderation=Moderation(labels={"bad": "hate", "good": "violence/graphic"}),
     ),
     status(
         "zero",

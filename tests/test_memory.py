@@ -41,8 +41,9 @@ async def test_three_hundred_loads_and_evictions_leave_memory_where_it_was(
     async def cycles(n: int) -> int:
         for i in range(n):
             name = f"m{i % N_MODELS}"
-            [outcome] = await replica.infer_many(f"{name}:1", [InferRequest(name, {"text": text_array(["a cat"])})])
-            assert isinstance(outcome, InferResult), outcome
+            asked = [InferRequest(name, {"text": text_array(["a cat"])})]
+            async for [(_, outcome)] in replica.infer_many(f"{name}:1", asked):
+                assert isinstance(outcome, InferResult), outcome
         await asyncio.to_thread(give_back)
         return resident_bytes()
 

@@ -17,6 +17,7 @@ from serve_app.local.cluster import Cluster, Options
 from serve_app.local.dashboard import last_line, with_ports
 from serve_app.local.errors import LocalFailure
 from serve_app.local.folders import private_folder
+from serve_app.local.haproxy import write_wrapper
 from serve_app.local.ports import Port, claim_block, is_free, listener
 from serve_app.local.processes import MARK, Leader, Process, belonging, end, holds_file, is_alive, leader_of
 
@@ -194,3 +195,13 @@ def test_config_without_a_host_listens_on_loopback(tmp_path: Path) -> None:
 def test_last_line_of_a_traceback_is_its_error() -> None:
     assert last_line("Traceback:\n  File x\n    f()\n    ^^^\nValueError: too small\n\n") == "ValueError: too small"
     assert last_line(" \n") == "no message"
+
+
+def test_haproxy_is_started_without_splicing(tmp_path: Path) -> None:
+    cluster = cluster_in(tmp_path)
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in cluster.server_env(Options(), {})
+    write_wrapper(cluster.haproxy)
+    assert cluster.server_env(Options(), {})["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(cluster.haproxy)
+    said = subprocess.run([cluster.haproxy, "-vv"], capture_output=True, text=True, check=True).stdout
+    assert "HAProxy" in said
+    assert cluster.haproxy.read_text().rstrip().endswith("-dS")

@@ -141,7 +141,14 @@ class Cluster:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
         }
         env = {name: str(self.port(port)) for name, port in ports.items()}
+        if self.haproxy.exists():
+            env["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(self.haproxy)
         return env | {name: str(self.haproxy_dir / file) for name, file in files.items()}
+
+    @property
+    def haproxy(self) -> Path:
+        """The executable that Serve starts as HAProxy."""
+        return self.state_dir / "haproxy"
 
     @property
     def _record(self) -> Path:

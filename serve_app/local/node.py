@@ -114,6 +114,7 @@ def _prepare_folders(cluster: Cluster) -> None:
     token = os.open(cluster.token_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(token, "w") as file:
         file.write(secrets.token_hex(32))
+    write_wrapper(cluster.haproxy)
     cluster.logs.unlink(missing_ok=True)
     cluster.logs.symlink_to(cluster.run_dir / "ray" / "session_latest" / "logs")
 

@@ -20,6 +20,7 @@ from serve_app.local import dashboard
 from serve_app.local.cluster import LOOPBACK, Cluster, Options
 from serve_app.local.errors import LocalFailure
 from serve_app.local.folders import digest, private_folder, run_folder
+from serve_app.local.haproxy import write_wrapper
 from serve_app.local.ports import Port, claim_block
 from serve_app.local.processes import Process, belonging, end, holds_file, is_alive, leader_of
 

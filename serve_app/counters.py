@@ -76,43 +76,46 @@ class EmbeddedStore:
     def take_now(self, takes: Sequence[Take]) -> Verdict:
         """Take from all or none, without a loop."""
         now = self._now()
-        used = [self._current(take, now) for take in takes]
-        for index, (take, before) in enumerate(zip(takes, used, strict=True)):
-            if before + take.cost > take.limit + _ROUNDING:
-                left = tuple(max(t.limit - u, 0.0) for t, u in zip(takes, used, strict=True))
-                return Verdict(left, index, wait_s(take, before))
-        for take, before in zip(takes, used, strict=True):
-            self._put(take, before + take.cost, now)
-        self._sweep(now)
-        return Verdict(tuple(max(t.limit - u - t.cost, 0.0) for t, u in zip(takes, used, strict=True)))
+        used: list[float] = []
+        refused: int | None = None
+        for index, take in enumerate(takes):
+            before = self._current(take, now)
+            used.append(before)
+            if refused is None and before + take.cost > take.limit + _ROUNDING:
+                refused = index
+        if refused is None:
+            for take, before in zip(takes, used, strict=True):
+                self._put(take, before + take.cost, now)
+            if now - self._swept_at >= _SWEEP_S:
+                self._sweep(now)
+        return verdict_of(takes, used, refused)
 
     def settle(self, takes: Sequence[Take], permit: str) -> None:
         """Correct what was taken."""
         now = self._now()
         for take in takes:
-            self._put(take, max(self._current(take, now) + take.cost, 0.0), now)
+            self._put(take, self._current(take, now) + take.cost, now)
 
     def __len__(self) -> int:
         return len(self._used)
 
     def _current(self, take: Take, now: float) -> float:
-        used, since, _ = self._used.get(take.key, (0.0, now, 0.0))
-        return max(used - (now - since) * take.per_s, 0.0)
+        state = self._used.get(take.key)
+        if state is None:
+            return 0.0
+        left = state[0] - (now - state[1]) * take.per_s if take.per_s else state[0]
+        return left if left > 0.0 else 0.0
 
     def _put(self, take: Take, used: float, now: float) -> None:
         if used <= 0.0:
             self._used.pop(take.key, None)
-            return
-        if take.kind is Kind.RATE:
-            lasts_s = used / take.per_s
+        elif take.kind is Kind.RATE:
+            self._used[take.key] = (used, now, now + used / take.per_s)
         else:
-            lasts_s = take.ends_in_s if take.kind is Kind.WINDOW else math.inf
-        self._used[take.key] = (used, now, now + lasts_s)
+            self._used[take.key] = (used, now, now + take.ends_in_s if take.kind is Kind.WINDOW else math.inf)
 
     def _sweep(self, now: float) -> None:
         """Forget counters that are full again: callers come and go."""
-        if now - self._swept_at < _SWEEP_S:
-            return
         self._swept_at = now
         for key in [key for key, (_, _, until) in self._used.items() if until <= now]:
             del self._used[key]
@@ -128,3 +131,11 @@ def wait_s(take: Take, used: float) -> float:
     if take.kind is Kind.RATE:
         return (used + take.cost - take.limit) / take.per_s
     return take.ends_in_s if take.kind is Kind.WINDOW else 1.0
+
+
+def verdict_of(takes: Sequence[Take], used: Sequence[float], refused: int | None) -> Verdict:
+    """Return what is left of counters that held `used` before; `refused` is the first that a demand did not fit."""
+    if refused is not None:
+        left = tuple(max(take.limit - before, 0.0) for take, before in zip(takes, used, strict=True))
+        return Verdict(left, refused, wait_s(takes[refused], used[refused]))
+    return Verdict(tuple([max(take.limit - before - take.cost, 0.0) for take, before in zip(takes, used, strict=True)]))

@@ -3,18 +3,19 @@
 Called by `limits.py`, which keeps what is found here per caller and model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from deployments.types import ModelStatus
+from deployments.types import Clock, ModelStatus
 from serve_app.counters import Kind, Take
 from serve_app.limits_config import LimitRule, Rate
 from serve_app.principals import Principal
 
 _UNITS = ("requests", "items", "tokens")
+_LONGEST_S = 31 * 24 * 3600.0
 _WINDOWS = {"per_minute": "minute", "per_hour": "hour", "per_day": "day", "per_month": "month"}
 
 
@@ -37,17 +38,34 @@ class Counter:
             return f"{self.limit:g} requests at a time"
         return f"{self.limit:g} {self.unit} a {self.window}" if self.window else f"{self.per_s:g} {self.unit} a second"
 
-    def take(self, costs: Mapping[str, float], now: datetime) -> Take:
-        """Return what a request of these costs by unit takes from it."""
-        cost = costs[self.unit] if self.kind is not Kind.PERMITS else 1.0
+    def take(self, cost: float, windows: "Windows") -> Take:
+        """Return what a request that costs this much takes from it."""
         if self.kind is not Kind.WINDOW:
             return Take(self.key, self.kind, self.limit, cost, self.per_s)
-        name, ends_in_s = window_of(self.window, now)
+        name, ends_in_s = windows.now(self.window)
         return Take(f"{self.key}:{name}", self.kind, self.limit, cost, 0.0, ends_in_s)
 
     def reset_s(self, take: Take, left: float) -> float:
         """Return the seconds until it is full again."""
         return take.ends_in_s if self.kind is Kind.WINDOW else (self.limit - left) / self.per_s
+
+
+class Windows:
+    """The calendar windows that run now; `wall` is seconds since 1970."""
+
+    def __init__(self, wall: Clock) -> None:
+        self._wall = wall
+        self._running: dict[str, tuple[str, float]] = {}  # by kind of window: its name, when it ends
+
+    def now(self, window: str) -> tuple[str, float]:
+        """Return the name of the current window and the seconds until it ends."""
+        wall = self._wall()
+        name, end = self._running.get(window, ("", 0.0))
+        if wall >= end or end - wall > _LONGEST_S:  # the latter: the clock was set back
+            name, left_s = window_of(window, datetime.fromtimestamp(wall, UTC))
+            self._running[window] = (name, wall + left_s)
+            return name, left_s
+        return name, end - wall
 
 
 def counters_for(rules: Iterable[LimitRule], principal: Principal, asked: str, model: ModelStatus) -> Iterator[Counter]:

@@ -8,18 +8,18 @@ Where the counters live is `counters.py` or `redis_counters.py`. Built by `ingre
 
 import asyncio
 import math
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import count
 
 from deployments.errors import LimitsUnavailable, RateLimited
-from deployments.types import InferRequest
+from deployments.types import Clock, InferRequest
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
 from serve_app.counters import EmbeddedStore, Kind, Store, StoreFailure, Take, Verdict
-from serve_app.limit_rules import Counter, counters_for
+from serve_app.limit_rules import Counter, Windows, counters_for
 from serve_app.limits_config import LimitsConfig, RedisConfig
 from serve_app.limits_headers import Share, headers_of
 from serve_app.policies import Permit
@@ -75,14 +75,14 @@ class Limits:
         metrics: IngressMetrics,
         open_store: OpenStore,
         embedded: EmbeddedStore | None = None,
-        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        wall: Clock = time.time,
     ) -> None:
         self.problems: dict[str, str] = {}
         self._metrics = metrics
         self._open_store = open_store
         self._embedded = EmbeddedStore() if embedded is None else embedded
         self._store: Store = self._embedded
-        self._wall = wall
+        self._windows = Windows(wall)
         self._config = LimitsConfig()
         self._max_timeout_s = 0.0
         self._matches: dict[tuple[str, str, str, str], tuple[Counter, ...]] = {}
@@ -110,13 +110,14 @@ class Limits:
         if not counters:
             return _FREE
         model, size_bytes = plan.primary.key, request.size_bytes
+        n_items = request.n_items
         costs = {
             "requests": 1.0,
-            "items": float(request.n_items),
-            "tokens": self._estimate(model, request.n_items, size_bytes),
+            "concurrency": 1.0,
+            "items": float(n_items),
+            "tokens": self._estimate(model, n_items, size_bytes),
         }
-        now = self._wall()
-        takes = [counter.take(costs, now) for counter in counters]
+        takes = [counter.take(costs[counter.unit], self._windows) for counter in counters]
         permit = next(self._permits)
         store = self._store
         try:
@@ -132,7 +133,8 @@ class Limits:
             for c, t, left in zip(counters, takes, verdict.remaining, strict=True)
             if c.kind is not Kind.PERMITS
         ]
-        context.headers.update(headers_of(shares))
+        if shares:
+            context.headers.update(headers_of(shares))
         if verdict.refused is not None:
             raise self._refusal(counters[verdict.refused], takes[verdict.refused], verdict, context)
         return _Granted(self, store, permit, model, size_bytes, tuple(zip(counters, takes, strict=True)))

@@ -20,24 +20,33 @@ class Share(NamedTuple):
 def headers_of(shares: Iterable[Share]) -> dict[str, str]:
     """Return the headers for these limits."""
     tightest: dict[str, Share] = {}
+    worst: Share | None = None
     for share in shares:
         known = tightest.get(share.unit)
-        if known is None or share.left * known.limit < known.left * share.limit:
+        if known is None or _is_tighter(share, known):
             tightest[share.unit] = share
-    if not tightest:
+        if worst is None or _is_tighter(share, worst):
+            worst = share
+    if worst is None:
         return {}
-    worst = min(tightest.values(), key=lambda share: share.left / share.limit)
     headers = {
-        "ratelimit-limit": f"{worst.limit:.0f}",
-        "ratelimit-remaining": f"{math.floor(worst.left)}",
-        "ratelimit-reset": f"{math.ceil(worst.reset_s)}",
+        "ratelimit-limit": str(int(worst.limit)),
+        "ratelimit-remaining": str(int(worst.left)),
+        "ratelimit-reset": str(math.ceil(worst.reset_s)),
     }
-    for unit in ("requests", "tokens"):
-        if (told := tightest.get(unit)) is not None:
-            headers[f"x-ratelimit-limit-{unit}"] = f"{told.limit:.0f}"
-            headers[f"x-ratelimit-remaining-{unit}"] = f"{math.floor(told.left)}"
-            headers[f"x-ratelimit-reset-{unit}"] = duration(told.reset_s)
+    if (told := tightest.get("requests")) is not None:
+        headers["x-ratelimit-limit-requests"] = str(int(told.limit))
+        headers["x-ratelimit-remaining-requests"] = str(int(told.left))
+        headers["x-ratelimit-reset-requests"] = duration(told.reset_s)
+    if (told := tightest.get("tokens")) is not None:
+        headers["x-ratelimit-limit-tokens"] = str(int(told.limit))
+        headers["x-ratelimit-remaining-tokens"] = str(int(told.left))
+        headers["x-ratelimit-reset-tokens"] = duration(told.reset_s)
     return headers
+
+
+def _is_tighter(share: Share, than: Share) -> bool:
+    return share.left * than.limit < than.left * share.limit
 
 
 def duration(seconds: float) -> str:

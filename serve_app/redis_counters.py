@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from deployments.types import MONOTONIC, Clock
 from serve_app import references
-from serve_app.counters import Kind, StoreFailure, Take, Verdict, wait_s
+from serve_app.counters import Kind, StoreFailure, Take, Verdict, verdict_of
 from serve_app.limits_config import RedisConfig
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _MAX_WAITING = 10_000
 _LINGER_S = 60  # a window is kept this long after its end: clocks of replicas differ
 
 # ARGV: a JSON list of demands {p: permit, s: lease_s, f: settle, t: [[key, kind, limit, cost, per_s, ends_in_s], …]};
-# answer: a JSON list of [refused index or 0, [used, …]], where `used` is as of before the take.
+# answer: a JSON list of [refused index from 1, or 0, [used, …]], where `used` is as of before the take.
 _SCRIPT = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -183,7 +183,7 @@ class RedisStore:
         self._set_up()
         for demand, (refused, used) in zip(demands, answers, strict=True):
             if demand.future is not None and not demand.future.done():
-                demand.future.set_result(_verdict(demand.takes, refused, list(used)))
+                demand.future.set_result(verdict_of(demand.takes, list(used), refused - 1 if refused else None))
             elif demand.future is not None and not refused:
                 self._undo(demand)
 
@@ -205,15 +205,6 @@ class RedisStore:
             logger.warning("Redis answers again")
         self._down_until = None
         self._watch(True)
-
-
-def _verdict(takes: Sequence[Take], refused: int, used: Sequence[float]) -> Verdict:
-    """Read an answer; Lua counts from 1."""
-    if refused:
-        index = refused - 1
-        left = tuple(max(t.limit - u, 0.0) for t, u in zip(takes, used, strict=True))
-        return Verdict(left, index, wait_s(takes[index], used[index]))
-    return Verdict(tuple(max(t.limit - u - t.cost, 0.0) for t, u in zip(takes, used, strict=True)))
 
 
 def _fail(demand: _Demand) -> None:

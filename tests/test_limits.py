@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ class Case:
             self.metrics,
             self.open,
             EmbeddedStore(lambda: self.now),
-            lambda: datetime(2026, 11, 25, 23, 59, 50, tzinfo=UTC) + timedelta(seconds=self.now),
+            lambda: datetime(2026, 11, 25, 23, 59, 50, tzinfo=UTC).timestamp() + self.now,
         )
         self.configure(*rules, redis=redis)
 

@@ -13,6 +13,11 @@ class _ToServe(logging.Handler):
         """Hand the record to Serve's handlers, whatever they are at that moment."""
         logging.getLogger("ray.serve").handle(record)
 
+    def flush(self) -> None:
+        """Write what Serve holds back: with the throughput flag, up to 1,000 lines."""
+        for handler in logging.getLogger("ray.serve").handlers:
+            handler.flush()
+
 
 def log_through_serve(level: int = logging.INFO) -> None:
     """Send what both packages log at `level` or above to Serve's log. Idempotent."""

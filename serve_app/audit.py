@@ -14,3 +14,5 @@ _AUDIT = logging.getLogger(__name__)
 def audit(act: str, **facts: object) -> None:
     """Write one line."""
     _AUDIT.info("audit %s", orjson.dumps({"act": act, **facts}).decode())
+    for handler in logging.getLogger("serve_app").handlers:
+        handler.flush()  # at once: a process that dies must not take these lines with it

@@ -67,3 +67,10 @@ def test_outputs_a_model_does_not_give_are_named() -> None:
     check_output_names(("anything",), TEXTS)
     with pytest.raises(InvalidInput, match="unexpected inference output 'score'"):
         check_output_names(("score",), IMAGE)
+
+
+def test_no_rows_are_refused_but_a_size_of_0_further_back_is_the_models_affair() -> None:
+    wide = Signature((TensorSpec("x", Datatype.FP32, (-1, -1)),), ())
+    check_inputs({"x": np.zeros((1, 0), np.float32)}, wide)
+    with pytest.raises(InvalidInput, match="is empty"):
+        check_inputs({"x": np.zeros((0, 3), np.float32)}, wide)

@@ -142,3 +142,11 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     [line] = check_file(tmp_path / "latin.yaml")
     assert "is not UTF-8" in line
+
+
+def test_servicer_functions_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
+    functions = ["serve_app.rpc.health_pb2_grpc.add_HealthServicer_to_server", "serve_app.rpc.nothing", "x"]
+    place = ("grpc_options", "grpc_servicer_functions")
+    lines = lines_of(tmp_path, changed((place, functions)))
+    assert [line for line in lines if "grpc_servicer_functions" in line] == lines
+    assert len(lines) == 2

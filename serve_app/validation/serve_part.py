@@ -3,6 +3,7 @@
 The only file of this package that imports Ray.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def check_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
         port = data[options].get("port") if isinstance(data.get(options), dict) else None
         if isinstance(port, int) and not 0 < port < 65536:
             yield Problem((options, "port"), "ports are 1 to 65535", port)
+    yield from _servicers(data.get("grpc_options"))
     for index, application in enumerate(data["applications"]):
         place: Place = ("applications", index)
         yield from _runtime_env(application.get("runtime_env"), (*place, "runtime_env"))
@@ -80,6 +82,19 @@ def message_limit_bytes(data: Mapping[str, Any], environ: Mapping[str, str]) -> 
     if (limit := str(env.get(MESSAGE_LIMIT, ""))).isdigit():
         return int(limit)
     return _SERVE_MESSAGE_BYTES if any(env.get(flag) == "1" for flag in _GRPC_FLAGS) else None
+
+
+def _servicers(options: object) -> Iterator[Problem]:
+    """Yield a problem for each servicer function that Serve's proxies could not import: they would not start."""
+    functions = options.get("grpc_servicer_functions") if isinstance(options, dict) else None
+    for index, path in enumerate(functions if isinstance(functions, list) else []):
+        module, _, name = str(path).rpartition(".")
+        try:
+            is_found = callable(getattr(importlib.import_module(module), name, None))
+        except (ImportError, ValueError):
+            is_found = False
+        if not is_found:
+            yield Problem(("grpc_options", "grpc_servicer_functions", index), "no such function can be imported", path)
 
 
 def _runtime_env(data: object, place: Place) -> Iterator[Problem]:

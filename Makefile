@@ -44,9 +44,12 @@ bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and t
 	$(PY) -m benchmarks venvs
 	$(PY) -m benchmarks peers
 
-bench-all: install-dev ## All peers, all loads: more than an hour
+bench-all: install-dev ## All peers and loads, the front door, batching in virtual time, growth: about two hours
 	$(PY) -m benchmarks venvs
-	$(PY) -m benchmarks peers --sides all --cells all
+	$(PY) -m benchmarks peers --sides all --cells all --open 0.5,0.8
+	$(PY) -m benchmarks front-door
+	$(PY) -m benchmarks growth
+	$(PY) -m benchmarks batching
 
 lock: ## Renew requirements.lock and requirements-dev.lock from pyproject.toml [UPGRADE=1]
 	@.ci/lock

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.endtoend import Results
+from benchmarks.endtoend import BEST, Results
 from benchmarks.measure import Measurement
 
 OURS, CEILING, DIRECT = "ours", "ceiling", "fastapi"
-BEST = "80% of the best peer"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class Job:
     rate_per_s: float = 0.0
     first_body: int = 0
     seed: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -202,8 +203,9 @@ class Load:
 def _requests(job: Job) -> Iterator[bytes]:
     bodies = Path(job.bodies).read_bytes().splitlines()
     turn = job.first_body % len(bodies)
+    headers = {"Host": job.host, "Content-Type": "application/json", **job.headers}
+    head = f"POST {job.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     for body in bodies[turn:] + bodies[:turn]:
-        head = f"POST {job.path} HTTP/1.1\r\nHost: {job.host}\r\nContent-Type: application/json\r\n"
         yield f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

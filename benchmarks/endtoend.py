@@ -15,8 +15,8 @@ from benchmarks.measure import Measurement
 from benchmarks.workload import BULK, SHORT_64, Cell
 
 Say = Callable[[str], None]
-_SHARES = (0.5, 0.8)
-_OPEN = Cell("short", 0, 1, 6)
+BEST = "80% of the best peer"
+_OPEN = Cell("short", 0, 1, 5)
 
 
 @dataclass
@@ -56,8 +56,13 @@ def texts_of(cell: str) -> int:
     return BULK if cell.startswith("bulk") else 1
 
 
-def run(contestants: Sequence[Contestant], cells: Sequence[Cell], n_rounds: int, say: Say) -> Results:
-    """Start all, measure, stop all. A side that does not start or answers wrongly is left out, with its reason."""
+def run(
+    contestants: Sequence[Contestant], cells: Sequence[Cell], shares: Sequence[float], n_rounds: int, say: Say
+) -> Results:
+    """Start all, measure, stop all; `shares` of its maximum are what each side is offered in open loops.
+
+    A side that does not start or answers wrongly is left out, with its reason.
+    """
     results = Results()
     running = []
     try:
@@ -66,6 +71,7 @@ def run(contestants: Sequence[Contestant], cells: Sequence[Cell], n_rounds: int,
             for cell in cells:
                 for one in _rotated(running, turn):
                     _measure(one, cell, turn, results, say)
+        results.rates = _rates(running, results, shares)
         _open_loops(running, results, n_rounds, say)
     finally:
         for one in contestants:
@@ -100,14 +106,17 @@ def _measure(one: Contestant, cell: Cell, turn: int, results: Results, say: Say)
     say(f"round {turn + 1} {cell.name:9} {one.name:14} {_line(measured, texts_of(cell.name))}")
 
 
+def _rates(running: Sequence[Contestant], results: Results, shares: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Return each side's shares of its own maximum; and for ours, what is 80 % of the best peer's."""
+    most = {one.name: results.texts_per_s(SHORT_64.name, one.name) for one in running}
+    rates = {name: {f"{share:.0%}": share * speed for share in shares} for name, speed in most.items()}
+    if shares and (best := results.best_peer(SHORT_64.name)) is not None:
+        for side in filter(lambda name: name.startswith("ours"), rates):
+            rates[side][BEST] = 0.8 * most[best]
+    return rates
+
+
 def _open_loops(running: Sequence[Contestant], results: Results, n_rounds: int, say: Say) -> None:
-    """Offer each side 50 % and 80 % of its own maximum, and ours what is 80 % of the best peer's."""
-    for one in running:
-        most = results.texts_per_s(SHORT_64.name, one.name)
-        results.rates[one.name] = {f"{share:.0%}": share * most for share in _SHARES}
-    if (best := results.best_peer(SHORT_64.name)) is not None:
-        for side in filter(lambda name: name.startswith("ours"), results.rates):
-            results.rates[side]["80% of the best peer"] = results.rates[best]["80%"]
     for turn in range(n_rounds):
         for one in _rotated(running, turn):
             for name, rate in results.rates[one.name].items():

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def _by_function(path: Path) -> str:
 
 def _threads(pid: int) -> dict[str, float]:
     """Return CPU seconds by thread name; threads of one name count together."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path(f"/proc/{pid}/task").iterdir():
         head, _, tail = task.joinpath("stat").read_text().rpartition(")")
         fields = tail.split()

@@ -1,5 +1,6 @@
 """All sides by name. Peers run once with torch's own number of threads and once as two workers of one thread."""
 
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,12 @@ import yaml
 from benchmarks import wire
 from benchmarks.side import ROOT, Cluster, Peer, Side
 
-FEW = ("ours", "ray", "ray-flags", "fastapi", "ceiling")
+# The best peers of a full run: Triton on short texts, KServe's SDK on mixed ones, FastAPI on 32 texts a request.
+FEW = ("ours", "ray", "ray-flags", "triton", "kserve", "fastapi", "ceiling")
 _TWO = {"BENCH_WORKERS": "2", "BENCH_THREADS": "1"}
 _BENTO = "{bin}/bentoml serve --host 127.0.0.1 --port {port} --working-dir {root}"
+# Triton's Python backend loads libpython: it must be this interpreter's, not an older one of the system.
+_LIBRARIES = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
 _INFINITY = (
     "{bin}/infinity_emb v2 --model-id {model} --served-model-name minilm --engine torch --device cpu --dtype float32 "
     "--no-bettertransformer --no-compile --batch-size 32 --host 127.0.0.1 --port {port} --log-level warning"
@@ -63,8 +67,8 @@ def all_sides() -> dict[str, Side]:
 
 def _twice(name: str, title: str, speaks: wire.Wire, command: Sequence[str]) -> Iterator[Peer]:
     """Give one worker with torch's own number of threads, and two workers of one thread."""
-    yield Peer(name, title, speaks, command, name)
-    yield Peer(f"{name}-2", f"{title}, 2 workers", speaks, command, name, _TWO)
+    yield Peer(name, title, speaks, command, name, _LIBRARIES)
+    yield Peer(f"{name}-2", f"{title}, 2 workers", speaks, command, name, {**_TWO, **_LIBRARIES})
 
 
 def _server(module: str) -> list[str]:

@@ -18,7 +18,8 @@ _CONSTRAINTS = ("torch==2.13.0",)
 PINS: Mapping[str, Sequence[str]] = {
     "litserve": ("litserve==0.2.19",),
     "bentoml": ("bentoml==1.4.40",),
-    "mlserver": ("mlserver==1.7.1",),
+    # Its parallel workers want an event loop that newer versions of uvloop do not make for them.
+    "mlserver": ("mlserver==1.7.1", "uvloop==0.21.0"),
     # The newest transformers that infinity's own code imports with.
     "infinity": ("infinity-emb[server,torch]==0.0.78", "transformers==4.57.6"),
     "kserve": ("kserve==0.21.0",),

@@ -33,14 +33,14 @@ class Cell:
 
 
 # Mixed texts need longer windows: at 20 texts/s, 64 connections take three seconds a turn.
-SHORT_1 = Cell("short", 1, 0.5, 3)
+SHORT_1 = Cell("short", 1, 0.5, 2.5)
 SHORT_16 = Cell("short", 16, 1, 5)
-SHORT_64 = Cell("short", 64, 1, 5)
+SHORT_64 = Cell("short", 64, 1, 4)
 MIXED_1 = Cell("mixed", 1, 0.5, 4)
 MIXED_16 = Cell("mixed", 16, 2, 8)
-MIXED_64 = Cell("mixed", 64, 3, 9)
+MIXED_64 = Cell("mixed", 64, 2, 8)
 BULK_1 = Cell("bulk", 1, 0.5, 4)
-BULK_4 = Cell("bulk", 4, 1, 5)
+BULK_4 = Cell("bulk", 4, 1, 4)
 
 FEW_CELLS = (SHORT_1, SHORT_64, MIXED_64, BULK_4)
 ALL_CELLS = (SHORT_1, SHORT_16, SHORT_64, MIXED_1, MIXED_16, MIXED_64, BULK_1, BULK_4)

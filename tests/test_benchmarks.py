@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import wire, workload
+from benchmarks import batching, front_door, growth, virtual_time, wire, workload
 from benchmarks.bars import bars
 from benchmarks.client import Job, Load, finished
 from benchmarks.endtoend import Results
@@ -129,3 +129,38 @@ def test_plot_is_well_formed_and_longer_bars_come_first() -> None:
     widths = [float(width) for width in re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', svg)]
     assert len(widths) == 2
     assert all(left > right for left, right in pairwise(widths))
+
+
+async def _doubled(seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    await asyncio.gather(asyncio.sleep(seconds), asyncio.sleep(seconds / 2))
+    return asyncio.get_running_loop().time()
+
+
+def test_virtual_time_passes_as_real_time_would() -> None:
+    assert virtual_time.run(_doubled(3600.0)) == 7200.0
+
+
+@pytest.mark.parametrize("name", list(batching.BATCHERS))
+def test_each_batcher_answers_every_text_once(name: str) -> None:
+    when = batching.arrivals("mixed", 60.0)[:600]
+    outcome = batching.simulate(batching.BATCHERS[name], when)
+    assert len(outcome.latency_s) == len(when)
+    assert outcome.tokens == sum(tokens for _, tokens in when)
+    assert outcome.ended >= batching.bound(when).ended * 0.99
+
+
+def test_our_batches_answer_sooner_than_windows_at_every_load() -> None:
+    """The claim of the README, in virtual time: when idle, when busy and when overloaded."""
+    for share in (0.1, 0.8, 1.2):
+        when = batching.arrivals("short", share * batching.most_per_s("short"))[:3000]
+        ours_, windows = (batching.simulate(batching.BATCHERS[n], when) for n in ("ours, packed", "@serve.batch 10 ms"))
+        assert percentile(ours_.latency_s, 0.5) < percentile(windows.latency_s, 0.5)
+        assert ours_.done_per_s >= windows.done_per_s * 0.99
+
+
+def test_variants_are_valid_configs(tmp_path: Path) -> None:
+    for variant in [*front_door.features(), *(one for series in growth.steps() for one in series)]:
+        path = tmp_path / "variant.yaml"
+        path.write_text(yaml.safe_dump(variant.config()))
+        assert not check_file(path), variant.name

@@ -71,10 +71,13 @@ class Front:
 
 def build(args: dict[str, Any]) -> Any:
     """Return the application; `args`: folder, max_models (a replica), n_replicas."""
-    Models.load = serve.multiplexed(max_num_models_per_replica=args["max_models"])(Models.load)  # type: ignore[method-assign]
-    Models.answer = serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)(Models.answer)  # type: ignore[method-assign]
+
+    class Bounded(Models):  # made here, where the number is known: so it is pickled with what the decorators hold
+        load = serve.multiplexed(max_num_models_per_replica=args["max_models"])(Models.load)
+        answer = serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)(Models.answer)
+
     models = serve.deployment(
-        Models,
+        Bounded,
         num_replicas=args["n_replicas"],
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 0.5},

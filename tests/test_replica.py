@@ -224,3 +224,22 @@ class Clock:
 
     def __call__(self) -> float:
         return time.monotonic() + self.ahead_s
+
+
+async def test_a_flood_on_one_model_delays_another_by_no_more_than_its_running_batch(
+    replica: PoolReplica, tmp_path: Path
+) -> None:
+    slow = {"delay_s": 0.02, "batch": {"max_items": 1}}
+    replica.configure({"models": [entry("flood", tmp_path, **slow), entry("quiet", tmp_path, delay_s=0.001)]})
+    await ask(replica, "flood:1", [request(1)])
+    await ask(replica, "quiet:1", [request(1)])
+    flood = asyncio.create_task(ask(replica, "flood:1", [request(n) for n in range(100)]))
+    loop = asyncio.get_running_loop()
+    waits = []
+    for _ in range(10):
+        began = loop.time()
+        await ask(replica, "quiet:1", [request(1)])
+        waits.append(loop.time() - began)
+    assert not flood.done(), "the flood takes two seconds"
+    assert sorted(waits)[5] < 0.1
+    assert len(await flood) == 100

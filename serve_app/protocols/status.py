@@ -55,6 +55,7 @@ class EndpointStatus(BaseModel):
     waiting: dict[str, str]
     rejected: dict[str, str]
     models: tuple[ModelLine, ...]
+    aliases: dict[str, str] = {}  # names, and what each stands for now
     flags: dict[str, str | None]  # as this ingress process sees them; null is not set
 
     @classmethod
@@ -66,6 +67,7 @@ class EndpointStatus(BaseModel):
             waiting=dict(readiness.waiting),
             rejected=dict(readiness.rejected),
             models=tuple(ModelLine.of(model) for model in models.all()),
+            aliases=dict(readiness.aliases),
             flags={flag: environ.get(flag) for flag in FLAGS},
         )
 
@@ -75,6 +77,7 @@ def render(status: EndpointStatus) -> str:
     lines = [f"ready: {'yes' if status.ready else 'no'}"]
     lines += [f"waiting: {key}: {reason}" for key, reason in status.waiting.items()]
     lines += [f"rejected: {key}: {reason}" for key, reason in status.rejected.items()]
+    lines += [f"alias: {name} stands for {target}" for name, target in status.aliases.items()]
     lines += [f"flag: {name}={'(not set)' if value is None else value}" for name, value in status.flags.items()]
     if slow := [name for name in _FAST if status.flags.get(name) != "1"]:
         lines.append(f"note: several times slower without {' and '.join(f'{name}=1' for name in slow)}")

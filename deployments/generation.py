@@ -17,6 +17,7 @@ from deployments.spec import Strict
 from deployments.types import InferRequest, Signature
 
 MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEQUENCES = 128
 
@@ -59,8 +60,8 @@ class GenerateParams(Strict):
     @classmethod
     def _few_stops(cls, stop: str | list[str]) -> str | list[str]:
         stops = [stop] if isinstance(stop, str) else stop
-        if len(stops) > MAX_STOPS or not all(stops):
-            raise ValueError(f"give at most {MAX_STOPS} strings, none of them empty")
+        if len(stops) > MAX_STOPS or not all(0 < len(one) <= MAX_STOP_LENGTH for one in stops):
+            raise ValueError(f"give at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters")
         return stops
 
     @field_validator("logit_bias")

@@ -14,6 +14,7 @@ import torch
 
 from deployments.generation import Sampling
 
+_GREEDY = 1e-4  # temperatures up to this take the likeliest token: dividing by them would overflow
 _FIRST_LOOK = 256  # likeliest tokens looked at before all are sorted
 
 
@@ -52,7 +53,7 @@ def choose(logits: torch.Tensor, rows: Sequence[Chooser]) -> list[Choice | None]
     logits = logits.float()
     adjusted = _adjusted(logits, rows)
     tokens = adjusted.argmax(dim=-1).tolist()
-    drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > _GREEDY]
     if drawing:
         drawn = _draw(adjusted if len(drawing) == len(rows) else adjusted[drawing], [rows[i] for i in drawing])
         for i, token in zip(drawing, drawn, strict=True):

@@ -6,6 +6,7 @@ One `Speller` a sequence, called by the generating engines in the device thread.
 from collections.abc import Callable, Sequence
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows the first bytes of a character
+_MAX_PARTS = 8  # tokens a character may come in; beyond, its bytes are none
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -26,7 +27,8 @@ class Speller:
         """Add a token; return the text that is certain now, and whether a stop string has been met."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._start :])
-        if len(text) <= len(self._shown) or text.endswith(_UNFINISHED):
+        may_grow = text.endswith(_UNFINISHED) and len(self._tokens) - self._read < _MAX_PARTS
+        if len(text) <= len(self._shown) or may_grow:
             return "", False
         return self._emit(self._advance(text))
 

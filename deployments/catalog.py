@@ -86,8 +86,9 @@ class Catalog:
 
     async def _keep_up(self, status: PoolStatus, orders: dict[str, Order]) -> None:
         """After replicas came or went: load what was ordered where it belongs now; forget models that are no more."""
-        offered = {model.key for model in status.models} | set(status.rejected)
-        if gone := orders.keys() - offered:
+        offered = {model.key for model in status.models}
+        # NOTE: a refused configuration says nothing of which models there are to be.
+        if (gone := orders.keys() - offered) and not status.rejected:
             for key in gone:
                 del orders[key]
             await self._save(orders)

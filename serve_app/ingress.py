@@ -148,8 +148,9 @@ class Ingress(InferenceRpcs, HealthRpcs):
             raise RuntimeError("the ingress stopped asking its pools")
 
     async def __del__(self) -> None:
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        for task in (self._refreshing, *self._warming.values()):
+            if task is not None:
+                task.cancel()
         await self._shadows.aclose()
         await asyncio.to_thread(self._log.close)
 

@@ -155,3 +155,13 @@ async def test_ready_replicas_are_counted() -> None:
     await case.catalog.warm("a:1", 2)
     found = {model.name: model.n_ready for model in (await case.catalog.status()).models}
     assert found == {"a": 2, "b": 0}
+
+
+async def test_a_refused_configuration_costs_no_order() -> None:
+    case = Case("r1")
+    case.store.saved = {"a:1": Order.UNLOAD, "gone:1": Order.UNLOAD}
+    [replica] = case.pool.replicas
+    usual = replica.status
+    replica.status = lambda orders: PoolStatus((), {"models": "expected a list"}, usual(orders).n_replicas)  # type: ignore[method-assign]
+    await case.catalog.status()
+    assert set(case.store.saved) == {"a:1", "gone:1"}

@@ -57,7 +57,7 @@ class Calls:
         more: dict[str, str] = {}
         try:
             try:
-                if not self._admits(rpc.peer()):
+                if action is not Action.OPEN and not self._admits(rpc.peer()):
                     raise Unauthenticated(_STRANGER)
                 await self.gateway.authenticate(context, metadata)
             except ServeError as exc:

@@ -36,5 +36,5 @@ class Rpc:
 
 
 class Service(InferenceRpcs, HealthRpcs):
-    def __init__(self, gateway: FakeGateway) -> None:
-        self.calls = Calls(gateway, MAX_BODY_BYTES)  # type: ignore[arg-type]
+    def __init__(self, gateway: FakeGateway, *, admits: bool = True) -> None:
+        self.calls = Calls(gateway, MAX_BODY_BYTES, lambda _: admits)  # type: ignore[arg-type]

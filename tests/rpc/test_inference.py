@@ -178,6 +178,15 @@ async def test_who_may_not_come_in_is_told_so(service: Service, rpc: Rpc, gatewa
     assert live.live
 
 
+async def test_a_strange_machine_may_ask_for_health_alone(gateway: FakeGateway, rpc: Rpc) -> None:
+    service = Service(gateway, admits=False)
+    probe = Rpc()
+    await service.Check(health_pb2.HealthCheckRequest(), probe)
+    await service.ModelInfer(text(), rpc)
+    assert (probe.code, rpc.code) == (None, grpc.StatusCode.UNAUTHENTICATED)
+    assert gateway.requests == []
+
+
 async def test_a_message_over_the_limit_is_refused(service: Service, rpc: Rpc) -> None:
     await service.ModelInfer(text(raw_input_contents=[bytes(MAX_BODY_BYTES)]), rpc)
     assert rpc.code is grpc.StatusCode.RESOURCE_EXHAUSTED

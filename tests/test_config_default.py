@@ -1,8 +1,10 @@
 """The default `serve_config.yaml`: valid, fits two cores, its weights exist, and it shows what pools are for."""
 
+import yaml
 from config_files import DEFAULT, default
 
-from deployments.spec import PoolArgs, PoolConfig
+from deployments.engines import check_options, missing_bases
+from deployments.spec import ModelSpec, PoolArgs, PoolConfig
 from serve_app.validation import Scope, check
 from serve_app.validation.weights import weight_bytes
 
@@ -43,3 +45,18 @@ def test_the_shared_pool_holds_any_of_its_models_but_not_all_of_them() -> None:
 def test_every_model_file_is_pinned_by_its_digest() -> None:
     models = [*pool("embeddings")[1].models, *pool("shared")[1].models]
     assert all(model.source.package and model.source.sha256 for model in models)
+
+
+def test_the_chat_example_is_valid_and_has_room_for_its_model_and_cache() -> None:
+    example = DEFAULT.parent / "examples" / "chat" / "serve_config.yaml"
+    report = check(example, Scope(hashes_files=True))
+    assert report.errors == report.warnings == ()
+
+
+def test_the_models_shown_in_comments_are_valid_entries() -> None:
+    lines = DEFAULT.read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.strip() == "# - name: assistant")
+    shown = yaml.safe_load("\n".join(line.replace("# ", "", 1) for line in lines[begin:]))
+    models = [ModelSpec.model_validate(entry) for entry in shown]
+    assert [check_options(model) for model in models]
+    assert missing_bases(models) == {}

@@ -149,6 +149,7 @@ def test_a_fault_in_our_part_gets_its_line(name: str, tmp_path: Path) -> None:
     assert any(line == expected or (line.startswith(expected) and expected[-1] == " ") for line in lines), lines
 
 
+@pytest.mark.timeout(300)
 def test_no_value_anywhere_makes_it_raise() -> None:
     values = (None, [], {}, "x", -1, [{}], {"a": {}})
     for index, place in enumerate(places(default())):

@@ -29,7 +29,7 @@ import virtual_time
 from deployments.residency import Residency
 from deployments.router import rank
 from deployments.spec import ModelSpec
-from deployments.types import InferRequest, InferResult, Outcome
+from deployments.types import InferRequest, InferResult, Outcome, Timings
 from serve_app.forwarder import Call, Forwarder, Target
 
 LOAD_S, RUN_S, PER_REPLICA, ADVERT_S, N_HOT = 0.5, 0.004, 20, 0.3, 20
@@ -130,11 +130,14 @@ class Ours:
         key = call.target.key
         order = self._orders.get(key) or self._orders.setdefault(key, rank(key, list(self.replicas)))
         residency, device = self.replicas[order[call.copy % len(order)]]
+        clock = asyncio.get_running_loop().time
+        began = clock()
         async with residency.lease(self._specs[key]):
+            timings = Timings(load_s=clock() - began)
             if call.requests:
                 async with device:
                     await asyncio.sleep(RUN_S * (1 + 0.1 * (len(call.requests) - 1)))
-        yield [(index, InferResult(key, "1", {})) for index in range(len(call.requests))]
+        yield [(index, InferResult(key, "1", {}, timings=timings)) for index in range(len(call.requests))]
 
     async def ask(self, index: int) -> None:
         key, loop = f"m{index}:1", asyncio.get_running_loop()

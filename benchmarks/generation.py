@@ -1,6 +1,6 @@
 """Generation: ours over HTTP, `transformers serve` (continuous batching) over HTTP, and a bare `generate_batch`.
 
-    python -m benchmarks.generation [--loads 1 8 32] [--tokens 32] [--rounds 1] [--out FILE]
+    python -m benchmarks.generation [--loads 1 8 32] [--tokens 32] [--sides ours serve generate_batch] [--out FILE]
 
 The same model (SmolLM2-135M in float32), prompts and machine; greedy. In each round all sides run at every load, one
 after the other; a peer that is not being measured stands still. Texts must be equal. Time to first token and time a
@@ -198,6 +198,9 @@ class GenerateBatch(Child):
         return [Told(text, sent, [time.perf_counter()]) for text in texts]
 
 
+SIDES: dict[str, Any] = {"generate_batch": GenerateBatch, "serve": TransformersServe, "ours": Ours}
+
+
 def child(folder: str) -> None:
     """Run batches asked for on standard input with transformers' `generate_batch`."""
     import torch
@@ -265,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -279,7 +283,7 @@ def main() -> None:
     sides: list[Any] = []
     cells: list[Cell] = []
     try:
-        for kind in (GenerateBatch, TransformersServe, Ours):
+        for kind in (SIDES[name] for name in args.sides):
             sides.append(kind(folder))
             sides[-1].run(1, 4)
             sides[-1].freeze(True)

@@ -1,6 +1,6 @@
 """What crossing the hop costs in pickling: requests and results one by one, against packed (`deployments.hop`).
 
-python benchmarks/hop.py
+python -m benchmarks.hop
 """
 
 import pickle

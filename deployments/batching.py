@@ -16,6 +16,7 @@ import contextvars
 import logging
 from bisect import insort
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from deployments.batches import BatchRecord, Done, RunBatch, choose_packed, choose_padded
@@ -39,6 +40,7 @@ class _Waiting:
     deadline: float
     since: float
     place: Place
+    trace: str
 
 
 class BatchQueue:
@@ -56,6 +58,7 @@ class BatchQueue:
         observe: Callable[[BatchRecord], None] = lambda _: None,
         *,
         is_packed: bool = False,
+        span: Callable[[int, Sequence[str]], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         self._run = run
         self.limits = limits
@@ -63,6 +66,7 @@ class BatchQueue:
         self._clock = clock
         self._observe = observe
         self._is_packed = is_packed
+        self._span = span
         self._waiting: list[_Waiting] = []  # by place
         self._cost = 0  # of all that waits
         self._order = FairOrder(_HEAD_START)
@@ -87,7 +91,7 @@ class BatchQueue:
         return self._speed.predict(cost, n_batches)
 
     def submit(
-        self, items: Sequence[Item], deadline: float, tenant: str = "", priority: int = 0
+        self, items: Sequence[Item], deadline: float, tenant: str = "", priority: int = 0, trace: str = ""
     ) -> list[asyncio.Future[Done]]:
         """Queue the items of one request; each future gives a `Done` or the item's own error.
 
@@ -98,7 +102,7 @@ class BatchQueue:
         self._admit(items, deadline, self._order.next_place(tenant, priority))
         now, loop = self._clock(), asyncio.get_running_loop()
         entries = [
-            _Waiting(item, loop.create_future(), deadline, now, self._order.place(tenant, priority, item.cost))
+            _Waiting(item, loop.create_future(), deadline, now, self._order.place(tenant, priority, item.cost), trace)
             for item in items
         ]
         for entry in entries:
@@ -193,7 +197,8 @@ class BatchQueue:
         cost = self._cost_of(batch)
         self._running_until = started + self._speed.predict(cost)
         try:
-            outputs = await self._run([e.item for e in batch])
+            with self._span(len(batch), [e.trace for e in batch if e.trace]):
+                outputs = await self._run([e.item for e in batch])
             if len(outputs) != len(batch):
                 raise EngineFailure(f"the engine gave {len(outputs)} outputs for {len(batch)} items")
         except asyncio.CancelledError:

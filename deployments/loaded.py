@@ -57,7 +57,7 @@ class LoadedModel:
         items = self._prepare(request) if is_quick else await self._text.run(self._prepare, request)
         self._learn(items)
         prepared = self._clock()
-        done = await _all(self.queue.submit(items, deadline, request.tenant, request.priority))
+        done = await _all(self.queue.submit(items, deadline, request.tenant, request.priority, request.trace))
         ran = self._clock()
         found = [d.output for d in done]
         outputs = self._finish(request, found) if is_quick else await self._text.run(self._finish, request, found)

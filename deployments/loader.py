@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -22,6 +23,7 @@ from deployments.metrics import PoolMetrics
 from deployments.sources import fetch, weight_files
 from deployments.spec import ModelSpec
 from deployments.stepper import RunStep, Stepper
+from deployments.tracing import batch_span
 from deployments.turns import Turn, Turns
 from deployments.types import MONOTONIC, Clock, Item
 from deployments.weights import expected_bytes
@@ -61,6 +63,11 @@ class EngineLoader:
         self._giving_back: asyncio.TimerHandle | None = None
         self.learn_peak: Callable[[ModelSpec, int], None] = lambda *_: None  # told what batches take besides weights
 
+    @property
+    def held_s(self) -> float:
+        """Seconds the device has worked in all."""
+        return self._turns.held_s
+
     async def estimate(self, spec: ModelSpec) -> int:
         """Fetch the model's files, check them, and return the bytes of its weights and its cache."""
         return await asyncio.to_thread(
@@ -90,6 +97,7 @@ class EngineLoader:
             self._clock,
             lambda record: self._metrics.batch(spec, record),
             is_packed=getattr(engine, "is_packed", False),
+            span=partial(batch_span, spec.key),
         )
         return LoadedModel(spec, engine, queue, self._text, self._clock)
 

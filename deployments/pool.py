@@ -77,8 +77,8 @@ class Pool:
         return self._replica.statistics()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Report predicted seconds of waiting work to `deployments.autoscaling`."""
-        return {"waiting_s": self._replica.waiting_s()}
+        """Report to `deployments.autoscaling`: predicted seconds of waiting work, share of time at work."""
+        return {"waiting_s": self._replica.waiting_s(), "busy": self._replica.busy()}
 
     async def check_health(self) -> None:
         """Raise if the device no longer works; Serve then replaces this replica."""

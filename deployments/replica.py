@@ -53,6 +53,8 @@ class PoolReplica:
         loader.learn_peak = self._residency.learn_peak
         self._table = ModelTable(self._residency, loader)
         self._upstream = Upstream(clock)
+        self._loader = loader
+        self._worked = (clock(), 0.0)  # when last asked, and how long the device had worked until then
 
     def configure(self, user_config: Any) -> None:
         """Apply a Pool's user_config; never raises, never waits for a load."""
@@ -146,6 +148,12 @@ class PoolReplica:
         """Predicted seconds of work that waits here or upstream."""
         models = self._residency.models()
         return sum(model.waiting_s(self._upstream.n_waiting(model.spec.key)) for model in models)
+
+    def busy(self) -> float:
+        """Share of the time since it was last asked that the device worked."""
+        (then, worked_s), now = self._worked, (self._clock(), self._loader.held_s)
+        self._worked = now
+        return min(1.0, (now[1] - worked_s) / max(now[0] - then, 1e-9))
 
     def collect(self) -> list[Metric]:
         """Return this replica's metrics as of now."""

@@ -21,7 +21,13 @@ class Turns:
         self._holder: Turn | None = None
         self._is_choosing = False
         self._since = 0.0
+        self._held_s = 0.0
         self._now = 0.0  # virtual time: the clock of the model that last began
+
+    @property
+    def held_s(self) -> float:
+        """Seconds the device has been held in all."""
+        return self._held_s + (self._clock() - self._since if self._holder is not None else 0.0)
 
     def of(self, key: str, weight: float = 1.0) -> "Turn":
         """Return the `async with` of one model; enter it to hold the device."""
@@ -45,7 +51,9 @@ class Turns:
 
     def leave(self, turn: "Turn") -> None:
         """Give the device to whoever is furthest behind."""
-        turn.clock += (self._clock() - self._since) / turn.weight
+        held_s = self._clock() - self._since
+        self._held_s += held_s
+        turn.clock += held_s / turn.weight
         self._holder = None
         if self._waiting:
             # NOTE: not at once: a queue that has more to run asks again in this very step, and must be among those

@@ -17,13 +17,14 @@ from typing import Protocol
 from deployments.chunks import GENERATIVE_TASKS, Chunk, collect
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.statistics import ModelStatistics
+from deployments.tracing import traceparent
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Timings
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
 from serve_app.forwarder import Forwarder
 from serve_app.policies import Answer, Policies, Work
-from serve_app.principals import ANONYMOUS, CLUSTER, Principal
+from serve_app.principals import ANONYMOUS, CLUSTER
 from serve_app.protocols.types import Action, Command, Models
 from serve_app.registry import Registry
 from serve_app.routing import Plan
@@ -141,7 +142,7 @@ class Gateway:
         try:
             deadline = started + self._timeout_s(request, model.timeout_s)
             permit = await limiter.admit(request, plan, context) if limiter else None
-            yield Work(_stamped(request, context.principal), plan, deadline, context)
+            yield Work(_stamped(request, context), plan, deadline, context)
             code = "ok"
         except ServeError as exc:
             code = exc.code
@@ -224,8 +225,10 @@ class Gateway:
         return min(request.timeout_s, default_s, self.config.max_timeout_s)
 
 
-def _stamped(request: InferRequest, principal: Principal) -> InferRequest:
+def _stamped(request: InferRequest, context: Context) -> InferRequest:
     """Return the request as its principal's; code inside the cluster may have said whose work it does."""
+    principal = context.principal
+    trace = traceparent(context.metadata.get("traceparent", request.trace))
     if principal is CLUSTER:
-        return replace(request, tenant=request.tenant or principal.name)
-    return replace(request, tenant=principal.name, priority=principal.priority)
+        return replace(request, tenant=request.tenant or principal.name, trace=trace)
+    return replace(request, tenant=principal.name, priority=principal.priority, trace=trace)

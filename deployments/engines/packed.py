@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from deployments.engines import laid_out
 from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.tokens import TextTokenizer, Tokens, first_position
 from deployments.spec import ModelSpec
@@ -46,10 +47,10 @@ class PackedModel:
         self._field = field  # of the model's output
         self._first_position = first_position(model)
         self._kept = torch.empty(0)  # tokens of this batch that go on from the layers to the head
-        layers = _layers(model)
+        self._layers = _layers(model)
         self._usual: str = model.config._attn_implementation
         model.set_attn_implementation(_ATTENTION)
-        self._hook = None if reads == "tokens" else layers.register_forward_hook(self._narrow)
+        self._hook = None if reads == "tokens" else self._layers.register_forward_hook(self._narrow)
 
     def __call__(self, rows: Sequence[Tokens]) -> torch.Tensor:
         """Return (texts, x), or (all tokens, x) in the order of the rows where the family reads tokens."""
@@ -68,8 +69,17 @@ class PackedModel:
             return values[0, torch.cat(spans).to(self._device)]
         return values.flatten(0, -2)[back]
 
+    def lay_out(self) -> None:
+        """Have the layers' weights laid out for this CPU: faster, but no longer shared with other processes."""
+        laid_out.lay_out(self._layers)
+
+    def take_back(self) -> None:
+        """Have the weights in the plain layers again."""
+        laid_out.undo(self._layers)
+
     def undo(self) -> None:
         """Leave the model as it was."""
+        self.take_back()
         if self._hook is not None:
             self._hook.remove()
         self._model.set_attn_implementation(self._usual)
@@ -88,7 +98,8 @@ def forward_for(
     if not spec.packing or model.config.is_encoder_decoder:
         return padded
     kind = _kind(model, device, reads)
-    if (is_right := _TRIED.get(kind)) is not None:
+    lays_out = spec.pinned and device == "cpu"
+    if not lays_out and (is_right := _TRIED.get(kind)) is not None:
         return PackedModel(model, tokenizer, device, reads, field) if is_right else padded
     rows = _trial(model, tokenizer, reads)
     packed: PackedModel | None = None
@@ -98,6 +109,10 @@ def forward_for(
             packed = PackedModel(model, tokenizer, device, reads, field)
             _TRIED[kind] = _is_equal(alone, packed(rows))
             if _TRIED[kind]:
+                if lays_out:
+                    packed.lay_out()
+                    if not _is_equal(alone, packed(rows)):
+                        packed.take_back()
                 return packed
         reason = "packed, its answers differ"
     except Exception as exc:

@@ -58,6 +58,8 @@ class TextEngine:
 
     def park(self) -> None:
         """Take the weights off the device."""
+        if isinstance(self._forward, PackedModel):
+            self._forward.take_back()
         self._parking.park()
         free_device(self._device)
 
@@ -67,9 +69,9 @@ class TextEngine:
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._parking.drop()
         if isinstance(self._forward, PackedModel):
             self._forward.undo()  # its hook in the model is a cycle, which would keep both until the next collection
+        self._parking.drop()
         del self._parking
         self._model = None
         del self._forward

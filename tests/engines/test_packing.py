@@ -11,6 +11,7 @@ import transformers as tf
 from engine_calls import TOLERANCE, load
 from tiny_models import build, wordpiece_tokenizer
 
+from deployments.engines.laid_out import LaidOutLinear
 from deployments.engines.packed import segments
 from deployments.engines.tokens import Tokens
 from deployments.types import Item
@@ -80,6 +81,25 @@ def test_a_model_that_cannot_be_packed_is_left_as_it_was(tmp_path: Path) -> None
     assert not engine.is_packed
     assert engine._model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in engine._model.modules())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pinned_models_weights_are_laid_out_for_the_cpu_and_come_back(
+    tiny: Callable[[str], Path], dtype: str
+) -> None:
+    plain, pinned = (load(tiny("bert"), "feature-extraction", pinned=p, dtype=dtype) for p in (False, True))
+    engine: Any = pinned
+    assert any(isinstance(module, LaidOutLinear) for module in engine._model.modules())
+    assert pinned.size_bytes() == plain.size_bytes()
+    items = texts_of(pinned)
+    limit = TOLERANCE if dtype == "float32" else 0.1
+    want = plain.run(items)
+    assert all(distance(a, b) <= limit for a, b in zip(pinned.run(items), want, strict=True))
+    engine.park()
+    assert not any(isinstance(module, LaidOutLinear) for module in engine._model.modules())
+    engine.unpark()
+    assert all(distance(a, b) <= limit for a, b in zip(pinned.run(items), want, strict=True))
+    engine.close()
 
 
 def test_segments_join_texts_of_equal_length() -> None:

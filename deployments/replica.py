@@ -23,11 +23,10 @@ from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Outcome, PoolStatus
+from deployments.upstream import Upstream
 from deployments.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-_HEARSAY_S = 10.0
 
 
 class PoolReplica:
@@ -214,25 +213,6 @@ class PoolReplica:
                 if not isinstance(base, GeneratingModel):
                     raise ModelUnavailable(f"base {spec.base!r} generates no text", reason="wrong base")
                 yield base.through(model)
-
-
-class Upstream:
-    """Requests that wait in forwarders for calls to this replica, as last heard; old word counts no more."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._heard: dict[str, dict[str, tuple[int, float]]] = {}  # by model and sender: how many, and when
-
-    def heard(self, key: str, sender: str, n: int) -> None:
-        """Take a sender's word."""
-        self._heard.setdefault(key, {})[sender] = (n, self._clock())
-
-    def n_waiting(self, key: str) -> int:
-        """Return how many wait for a model."""
-        since = self._clock() - _HEARSAY_S
-        known = {sender: (n, at) for sender, (n, at) in self._heard.get(key, {}).items() if n and at > since}
-        self._heard[key] = known
-        return sum(n for n, _ in known.values())
 
 
 class _News:

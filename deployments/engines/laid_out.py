@@ -1,4 +1,5 @@
-"""Linear layers with their weights laid out as this CPU multiplies them best, by oneDNN: a sixth more texts a second.
+"""Linear layers with their weights laid out as this CPU multiplies them best, by oneDNN: an eighth more texts a second, a lone one in
+two thirds of the time.
 
 Used by `PackedModel` on CPUs. The operators are those that torch's own compiler puts into its code; where torch lacks
 them, nothing is laid out.

@@ -13,6 +13,9 @@ from live_cluster import HERE, Live
 from serve_app.local import dashboard, node
 from serve_app.local.cluster import Options
 
+# Serve tells its autoscaler every 10 s how busy replicas are.
+_ENV = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -24,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     state_dir = tmp_path_factory.mktemp("cluster")
     running = node.start(
-        state_dir, Options(pythonpath=(str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples")))
+        state_dir, Options(pythonpath=(str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples")), env=_ENV)
     )
     try:
         yield Live(running)

@@ -1,8 +1,7 @@
-"""Linear layers with their weights laid out as this CPU multiplies them best, by oneDNN: an eighth more texts a second, a lone one in
-two thirds of the time.
+"""Linear layers with their weights laid out as this CPU multiplies them best, by oneDNN.
 
-Used by `PackedModel` on CPUs. The operators are those that torch's own compiler puts into its code; where torch lacks
-them, nothing is laid out.
+An eighth more texts a second, a lone text in two thirds of the time. Used by `PackedModel` on CPUs. The operators are
+those that torch's own compiler puts into its code; where torch lacks them, nothing is laid out.
 """
 
 from collections import Counter

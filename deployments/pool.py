@@ -4,7 +4,7 @@ Batches formed by our queue run through `serve.batch`, so that Serve's own batch
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -39,15 +39,19 @@ class Pool:
         self._replica.configure(user_config)
 
     async def infer_many(
-        self, key: str, packed: Packed, backlog: int = 0, sender: str = "", copy: int = 0
+        self, key: str, packed: Packed, backlog: int = 0, sender: str = "", number: int = 0, copy: int = 0
     ) -> AsyncGenerator[tuple[list[int], Packed], None]:
         """Answer requests for the model `name:version`: yield their indices and outcomes as batches finish.
 
         `copy` is read by the router only.
         """
-        async with aclosing(self._replica.infer_many(key, unpack_requests(packed), backlog, sender)) as news:
+        async with aclosing(self._replica.infer_many(key, unpack_requests(packed), backlog, sender, number)) as news:
             async for some in news:
                 yield [index for index, _ in some], pack_outcomes([outcome for _, outcome in some])
+
+    async def forget(self, sender: str, calls: Mapping[int, Sequence[int]]) -> None:
+        """Stop work on requests, by number of call, that `sender` says nobody waits for; broadcast to all replicas."""
+        self._replica.forget(sender, calls)
 
     async def stream(self, key: str, request: InferRequest, copy: int = 0) -> AsyncGenerator[list[Chunk], None]:
         """Yield the answer of the generating model `name:version`, what is ready together in one list."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
@@ -18,6 +18,7 @@ from deployments.loaded import LoadedModel
 from deployments.loader import EngineLoader, Instrument
 from deployments.metrics import MemoryNow, PoolMetrics
 from deployments.models import ModelTable
+from deployments.news import News
 from deployments.orders import Orders
 from deployments.residency import Residency
 from deployments.spec import ModelSpec, PoolArgs
@@ -54,17 +55,18 @@ class PoolReplica:
         self._upstream = Upstream(clock)
         self._loader = loader
         self._worked = (clock(), 0.0)  # when last asked, and how long the device had worked until then
+        self._calls: dict[tuple[str, int], list[asyncio.Task[Outcome]]] = {}  # by sender and number
 
     def configure(self, user_config: Any) -> None:
         """Apply a Pool's user_config; never raises, never waits for a load."""
         self._table.configure(user_config)
 
     async def infer_many(
-        self, key: str, requests: Sequence[InferRequest], backlog: int = 0, sender: str = ""
+        self, key: str, requests: Sequence[InferRequest], backlog: int = 0, sender: str = "", number: int = 0
     ) -> AsyncGenerator[list[tuple[int, Outcome]], None]:
         """Answer requests for the model `name:version`, each on its own; yield outcomes as batches finish.
 
-        `backlog` requests still wait at `sender`.
+        `backlog` requests still wait at `sender`, whose call `number` this is.
         """
         self._upstream.heard(key, sender, backlog)
         if not requests:  # the forwarder warms a further copy of a hot model
@@ -75,17 +77,27 @@ class PoolReplica:
         except ServeError as exc:
             yield [(index, exc) for index in range(len(requests))]
             return
-        news = _News(len(requests))
+        news = News(len(requests))
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self._outcome(spec, request)) for request in requests]
         for index, task in enumerate(tasks):
             task.add_done_callback(partial(news.put, index))
+        self._calls[sender, number] = tasks
         try:
             async for some in news:
                 yield some
         finally:
+            self._calls.pop((sender, number), None)
             for task in tasks:
                 task.cancel()
+
+    def forget(self, sender: str, calls: Mapping[int, Sequence[int]]) -> None:
+        """Stop work on requests that nobody waits for, by number of call; of most calls another replica knows."""
+        for number, indices in calls.items():
+            tasks = self._calls.get((sender, number), ())
+            for index in indices:
+                if index < len(tasks):
+                    tasks[index].cancel()
 
     async def stream(self, key: str, request: InferRequest) -> AsyncGenerator[list[Chunk], None]:
         """Yield a generating model's answer to one request, what is ready together in one list; close it to stop.
@@ -213,30 +225,6 @@ class PoolReplica:
                 if not isinstance(base, GeneratingModel):
                     raise ModelUnavailable(f"base {spec.base!r} generates no text", reason="wrong base")
                 yield base.through(model)
-
-
-class _News:
-    """Outcomes of a call's requests, handed on together where they came together."""
-
-    def __init__(self, n_expected: int) -> None:
-        self._n_expected = n_expected
-        self._some: list[tuple[int, Outcome]] = []
-        self._arrived = asyncio.Event()
-
-    def put(self, index: int, task: asyncio.Task[Outcome]) -> None:
-        """Take one; called when its task is done."""
-        if not task.cancelled():
-            self._some.append((index, task.result()))
-            self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Outcome]]]:
-        while self._n_expected:
-            await self._arrived.wait()
-            await asyncio.sleep(0)  # others of the same batch finish in this very step
-            self._arrived.clear()
-            some, self._some = self._some, []
-            self._n_expected -= len(some)
-            yield some
 
 
 def _unexpected(spec: ModelSpec, exc: Exception) -> ServeError:

@@ -15,10 +15,12 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from itertools import count
 from typing import Any
 
 from deployments.errors import DeadlineExceeded, ReplicaLost, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
+from serve_app.departures import Departures, Tell
 from serve_app.lanes import COPY_HOLD_S, Call, Lane, OnBoard, Send, Target, Waiting
 
 logger = logging.getLogger(__name__)
@@ -30,13 +32,21 @@ _MANY_LANES = 4096  # kept; beyond, idle ones are forgotten
 class Forwarder:
     """Sends requests to pools, many to a call."""
 
-    def __init__(self, send: Send, clock: Clock = MONOTONIC, observe: Callable[[Call], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        clock: Clock = MONOTONIC,
+        observe: Callable[[Call], None] = lambda _: None,
+        tell: Tell | None = None,
+    ) -> None:
         self._send = send
         self._clock = clock
         self._observe = observe
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._id = uuid.uuid4().hex[:12]
+        self._numbers = count()
+        self._departures = Departures(self._id, tell, self._spawn)
 
     async def forward(self, target: Target, request: InferRequest, deadline: float) -> InferResult:
         """Return the pool's answer to one request, or raise its error; `deadline` is on this object's clock.
@@ -56,12 +66,14 @@ class Forwarder:
             async with asyncio.timeout(deadline - self._clock()):
                 return await entry.future
         except TimeoutError:
+            entry.sent_as = None  # the pool has its own clock
             raise DeadlineExceeded(f"no answer from model {target.key!r} in time") from None
         finally:
             lane.n_open -= 1
             entry.future.cancel()
             if entry.on_board is not None:
-                entry.on_board.left()
+                if not entry.on_board.left() and entry.future.cancelled() and entry.sent_as is not None:
+                    self._departures.note(target.pool, *entry.sent_as)
                 entry.on_board = None  # a circle would keep the request and its answer until the next collection
 
     async def aclose(self) -> None:
@@ -160,6 +172,9 @@ class Forwarder:
             backlog=-(-len(lane.waiting) // lane.n_copies),
             sender=self._id,
             copy=copy,
+            number=next(self._numbers),
         )
+        for index, entry in enumerate(entries):
+            entry.sent_as = call.number, index
         self._observe(call)
         return call

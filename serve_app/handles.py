@@ -49,7 +49,9 @@ class PoolHandles:
         """
         method = self._method(call.target.pool, call.target.key)
         packed = pack_requests(call.requests, call.timeouts_s)
-        response = method.remote(call.target.key, packed, backlog=call.backlog, sender=call.sender, copy=call.copy)
+        response = method.remote(
+            call.target.key, packed, backlog=call.backlog, sender=call.sender, number=call.number, copy=call.copy
+        )
         try:
             async for indices, outcomes in response:
                 yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
@@ -63,6 +65,11 @@ class PoolHandles:
             raise _translate(exc, call.target.pool) from exc
         finally:
             response.cancel()  # without effect on a call that has ended
+
+    async def tell_left(self, pool: str, sender: str, calls: Mapping[int, Sequence[int]]) -> None:
+        """Tell a pool which requests of this sender's calls nobody waits for; the forwarder's `Tell`."""
+        async with asyncio.timeout(_CONTROL_TIMEOUT_S):
+            await self._pool(pool).broadcast("forget", sender, dict(calls)).results_async(return_exceptions=True)
 
     async def stream(self, target: Target, request: InferRequest, copy: int) -> AsyncGenerator[Sequence[Chunk], None]:
         """Yield one streamed answer of a pool replica; the `Open` of `streams.py`.
@@ -140,14 +147,17 @@ class PoolHandles:
             self._catalogs[pool] = serve.get_deployment_handle("Catalog", app_name=pool, _check_exists=False)
         return self._catalogs[pool]
 
+    def _pool(self, pool: str) -> DeploymentHandle:
+        if pool not in self._pools:
+            self._pools[pool] = serve.get_deployment_handle("Pool", app_name=pool, _check_exists=False)
+        return self._pools[pool]
+
     def _method(self, pool: str, key: str, name: str = "infer_many") -> Any:
         method = self._models.get((pool, key, name))
         if method is None:
-            if pool not in self._pools:
-                self._pools[pool] = serve.get_deployment_handle("Pool", app_name=pool, _check_exists=False)
             while len(self._models) >= _MAX_HANDLES:
                 self._models.pop(next(iter(self._models)))
-            method = self._pools[pool].options(
+            method = self._pool(pool).options(
                 method_name=name,
                 stream=True,
                 multiplexed_model_id=key,

@@ -50,6 +50,7 @@ class Call:
     backlog: int = 0
     sender: str = ""
     copy: int = 0
+    number: int = 0  # of this sender's calls: by it requests that have left are named
 
 
 # Yields outcomes as they become known, each with the index of its request in the call.
@@ -66,6 +67,7 @@ class Waiting:
     place: Place
     future: asyncio.Future[InferResult]
     on_board: "OnBoard | None" = None
+    sent_as: tuple[int, int] | None = None  # number of its call, index in it
 
     def resolve(self, outcome: Outcome) -> None:
         """Answer, unless nobody waits any more."""
@@ -84,10 +86,12 @@ class OnBoard:
     entries: list[Waiting]
     task: asyncio.Task[None] | None = None
 
-    def left(self) -> None:
-        """Look whether anybody is still waiting."""
-        if self.task is not None and all(entry.future.done() for entry in self.entries):
+    def left(self) -> bool:
+        """End the call if nobody is waiting any more; return whether that is so."""
+        is_over = all(entry.future.done() for entry in self.entries)
+        if is_over and self.task is not None:
             self.task.cancel()
+        return is_over
 
 
 @dataclass(slots=True)

@@ -243,3 +243,37 @@ async def test_a_flood_on_one_model_delays_another_by_no_more_than_its_running_b
     assert not flood.done(), "the flood takes two seconds"
     assert sorted(waits)[5] < 0.1
     assert len(await flood) == 100
+
+
+async def test_work_that_nobody_waits_for_is_not_done_and_its_neighbours_are(
+    replica: PoolReplica, tmp_path: Path
+) -> None:
+    replica.configure({"models": [entry("echo", tmp_path, delay_s=0.15, batch={"max_items": 1})]})
+    await ask(replica, "echo:1", [request(0)])
+    found: dict[int, Outcome] = {}
+
+    async def call() -> None:
+        async for some in replica.infer_many("echo:1", [request(n) for n in range(8)], sender="a", number=7):
+            found.update(some)
+
+    began = time.monotonic()
+    running = asyncio.create_task(call())
+    await asyncio.sleep(0.05)
+    replica.forget("a", {7: [1, 2, 3, 4, 5, 6, 99], 8: [0]})
+    replica.forget("b", {7: [0]})
+    await running
+    assert time.monotonic() - began < 0.15 * 5
+    assert {index: values(outcome) for index, outcome in found.items()} == {0: [0.0], 7: [7.0]}
+
+
+async def test_a_call_that_everybody_left_ends(replica: PoolReplica, tmp_path: Path) -> None:
+    replica.configure({"models": [entry("echo", tmp_path, delay_s=0.1)]})
+
+    async def call() -> list[object]:
+        return [some async for some in replica.infer_many("echo:1", [request(1), request(2)], sender="a", number=1)]
+
+    running = asyncio.create_task(call())
+    await asyncio.sleep(0.02)
+    replica.forget("a", {1: [0, 1]})
+    async with asyncio.timeout(5):
+        assert await running == []

@@ -189,6 +189,16 @@ async def test_a_client_that_leaves_gives_its_place_back_and_its_work_is_not_don
         began = time.monotonic()
         assert (await http.post("/v2/models/slow/infer", json=body(1.0))).status_code == 200
         assert time.monotonic() - began < 4.0
+    async with endpoint.client(endpoint.create("many", capsys=capsys)) as http:
+        await until(lambda: _known(endpoint, endpoint.secrets[-1]))
+        crowd = [asyncio.create_task(http.post("/v2/models/slow/infer", json=body(1.0))) for _ in range(16)]  # 9.6 s
+        await asyncio.sleep(0.4)
+        for task in crowd[1:-1]:
+            task.cancel()
+        await asyncio.gather(*crowd[1:-1], return_exceptions=True)
+        began = time.monotonic()
+        assert [(await task).status_code for task in (crowd[0], crowd[-1])] == [200, 200]
+        assert time.monotonic() - began < 5.0, "work was done for clients that had left"
     line = next(line for line in endpoint.lines() if line["principal"] == "few" and line["status"] == 499)
     assert line["code"] == "cancelled"
 

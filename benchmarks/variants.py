@@ -101,6 +101,7 @@ def key_file(n: int) -> tuple[Path, str]:
         for i, (key_id, _, digest) in enumerate(made)
     ]
     path = STATE / f"keys-{n}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(KeyFile(keys=tuple(records)).model_dump_json(exclude_none=True))
     path.chmod(0o600)
     return path, made[-1][1]

@@ -94,23 +94,37 @@ def _draw(logits: torch.Tensor, rows: Sequence[Chooser]) -> list[int]:
     temperatures = torch.tensor([row.sampling.temperature for row in rows], device=device)
     probabilities = torch.softmax(logits / temperatures[:, None], dim=-1)
     uniform = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=device)[:, None]
-    if all(row.sampling.top_p >= 1 and not row.sampling.top_k for row in rows):
-        return _invert(probabilities.double(), uniform).tolist()
-    size = logits.shape[-1]
+    # Each row takes its own way whoever is beside it: the two ways draw different tokens from the same number.
+    is_cut = [row.sampling.top_p < 1 or row.sampling.top_k > 0 for row in rows]
+    cut, whole = ([i for i, one in enumerate(is_cut) if one is wanted] for wanted in (True, False))
+    drawn = [0] * len(rows)
+    if whole:
+        for i, token in zip(whole, _invert(probabilities[whole].double(), uniform[whole]).tolist(), strict=True):
+            drawn[i] = token
+    if cut:
+        for i, token in zip(cut, _draw_cut(probabilities[cut], uniform[cut], [rows[i] for i in cut]), strict=True):
+            drawn[i] = token
+    return drawn
+
+
+def _draw_cut(probabilities: torch.Tensor, uniform: torch.Tensor, rows: Sequence[Chooser]) -> list[int]:
+    """Draw from the likeliest tokens of each row: its top_k, and as many as make up its top_p."""
+    device, size = probabilities.device, probabilities.shape[-1]
     top_k = torch.tensor([row.sampling.top_k or size for row in rows], device=device)[:, None]
     top_p = torch.tensor([row.sampling.top_p for row in rows], device=device)[:, None]
     width = min(size, _FIRST_LOOK)
     while True:
         values, ids = probabilities.topk(width)
         before = values.cumsum(-1) - values
-        enough = (values.sum(-1, keepdim=True) >= top_p) & (top_p < 1) | (top_k <= width)
+        enough = ((values.sum(-1, keepdim=True) >= top_p) & (top_p < 1)) | (top_k <= width)
         if width == size or bool(enough.all()):
             break
         width = min(size, width * 16)
     rank = torch.arange(width, device=device)
     kept = torch.where((before < top_p) & (rank < top_k), values, torch.zeros_like(values))
     place = _invert(kept.double(), uniform)
-    return ids.gather(-1, place[:, None])[:, 0].tolist()
+    tokens: list[int] = ids.gather(-1, place[:, None])[:, 0].tolist()
+    return tokens
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,10 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from deployments.caching import CacheSpec
+from deployments.chunks import GENERATIVE_TASKS
 from deployments.moderation import Moderation
 from deployments.sizes import Bytes
 from deployments.types import Task, model_key
@@ -72,20 +74,6 @@ class BatchLimits(Strict):
     )
 
 
-class CacheSpec(Strict):
-    """Marks a model's answers as worth keeping at the endpoint: the same input gives the same answer."""
-
-    ttl_s: float = Field(default=3600.0, gt=0, description="how long an answer is kept at most")
-    shared: bool = Field(
-        default=False,
-        description="one tenant's answers serve the others too, who can tell from its speed that somebody asked",
-    )
-    rows: tuple[str, ...] | None = Field(
-        default=None,
-        description="inputs whose rows are answered independently, each kept by itself; default: as the engine knows",
-    )
-
-
 # Fields that change without a load.
 _NO_RELOAD = {"batch", "timeout_s", "pinned", "weight", "cache", "idle_unload_s", "moderation"}
 
@@ -136,6 +124,13 @@ class ModelSpec(Strict):
         if self.moderation and self.task is not Task.TEXT_CLASSIFICATION:
             raise ValueError(f"moderation goes with task {Task.TEXT_CLASSIFICATION.value} only")
         return self
+
+    @field_validator("cache")
+    @classmethod
+    def _repeats_itself(cls, value: CacheSpec | None, info: ValidationInfo) -> CacheSpec | None:
+        if value is not None and info.data.get("task") in GENERATIVE_TASKS:
+            raise ValueError("a generating model answers differently each time; leave it out")
+        return value
 
     @field_validator("version", mode="before")
     @classmethod

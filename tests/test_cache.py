@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from traffic_cases import Clock, Counts, Pool, model, same, settle, texts, vector, work
 
 from deployments.errors import DeadlineExceeded, EngineFailure, InvalidInput
+from deployments.spec import ModelSpec
 from deployments.types import InferRequest, InferResult, Task, Usage, text_array
 from serve_app.cache import ResponseCache
 from serve_app.cache_keys import keys_of
@@ -419,3 +420,9 @@ def test_inputs_that_all_rows_share_are_part_of_the_key() -> None:
         return found.keys[0]
 
     assert key("q") != key("r")
+
+
+def test_a_generating_model_is_not_to_be_marked() -> None:
+    entry = {"name": "chat", "task": "text-generation", "source": {"path": "x"}, "cache": {}}
+    with pytest.raises(ValueError, match="answers differently each time"):
+        ModelSpec.model_validate(entry)

@@ -139,7 +139,11 @@ def parse_chat(raw: RawRequest, models: Models) -> tuple[InferRequest, Render | 
     conversation = orjson.dumps([message.plain() for message in body.messages]).decode()
     params = body.params(max_tokens=_max_tokens(body), logprobs=_logprobs(body))
     request = InferRequest(
-        body.model, {"messages": text_array([conversation])}, params=params, request_id=raw.request_id
+        body.model,
+        {"messages": text_array([conversation])},
+        params=params,
+        request_id=raw.request_id,
+        user=body.safety_identifier or body.user or "",
     )
     head = {"id": f"chatcmpl-{raw.request_id}", "created": now(), "model": body.model}
     if body.stream:

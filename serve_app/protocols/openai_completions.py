@@ -71,7 +71,8 @@ def parse_completion(raw: RawRequest, models: Models) -> tuple[InferRequest, Ren
     generating_model(body.model, models, Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION)
     params = body.params(max_tokens=body.max_tokens or DEFAULT_TOKENS, logprobs=body.logprobs)
     prompts = text_array(_prompts(body.prompt))
-    request = InferRequest(body.model, {"text": prompts}, params=params, request_id=raw.request_id)
+    inputs = {"text": prompts}
+    request = InferRequest(body.model, inputs, params=params, request_id=raw.request_id, user=body.user or "")
     head = {"id": f"cmpl-{raw.request_id}", "object": "text_completion", "created": now(), "model": body.model}
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage

@@ -31,7 +31,8 @@ def parse_response(raw: RawRequest, models: Models) -> tuple[InferRequest, Rende
     wishes = {"max_tokens": body.max_output_tokens, "temperature": body.temperature, "top_p": body.top_p}
     params = {name: value for name, value in wishes.items() if value is not None}
     inputs = {"messages": text_array([orjson.dumps(messages).decode()])}
-    request = InferRequest(body.model, inputs, params=params, request_id=raw.request_id)
+    user = body.safety_identifier or body.user or ""
+    request = InferRequest(body.model, inputs, params=params, request_id=raw.request_id, user=user)
     head = _head(body, raw.request_id)
     return request, ResponseStream(head) if body.stream else partial(_render, head)
 

@@ -193,3 +193,25 @@ async def test_moderations_take_text_parts_and_refuse_the_rest(client: httpx.Asy
     image = [{"type": "image_url", "image_url": {"url": "x"}}]
     for body in ({"input": image}, {"input": []}, {"input": [1]}, {"input": "a", "model": "mood"}):
         assert (await client.post("/v1/moderations", json=body)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "minilm", "input": "a", "user": "ada"}),
+        ("/v1/completions", {"model": "smollm2", "prompt": "a", "user": "ada"}),
+        ("/v1/chat/completions", {"model": "smollm2", "messages": [{"role": "user", "content": "a"}], "user": "ada"}),
+        (
+            "/v1/chat/completions",
+            {"model": "smollm2", "messages": [{"role": "user", "content": "a"}], "safety_identifier": "ada"},
+        ),
+        ("/v1/responses", {"model": "smollm2", "input": "a", "user": "ada"}),
+    ],
+)
+async def test_whom_a_caller_asks_for_reaches_the_gateway(
+    client: httpx.AsyncClient, gateway: FakeGateway, path: str, body: dict[str, object]
+) -> None:
+    """An alias may be sticky by it."""
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert gateway.requests[-1].user == "ada"

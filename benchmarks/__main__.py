@@ -132,7 +132,9 @@ def _contestants(names: str) -> list[Contestant]:
 
 
 def _contestant(name: str, sides: Mapping[str, Side]) -> Contestant:
-    return BareLoop() if name == "ceiling" else Served(sides[name])
+    if name == "ceiling":
+        return BareLoop()
+    return Served(sides[name], equality.HALF_COSINE if name.endswith("-bf16") else equality.COSINE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from statistics import median
 from benchmarks.endtoend import BEST, Results
 from benchmarks.measure import Measurement
 
-OURS, CEILING, DIRECT = "ours", "ceiling", "fastapi"
+OURS, FASTEST, CEILING, DIRECT = "ours", "ours-bf16", "ceiling", "fastapi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ def _speed(results: Results) -> Iterator[Bar]:
         mine, best = results.texts_per_s(cell, OURS), results.best_peer(cell)
         if mine and best:
             yield Bar(f"{cell}: texts/s ÷ best peer's ({best})", mine / results.texts_per_s(cell, best), limit)
+    fastest, best = results.texts_per_s("short@64", FASTEST), results.best_peer("short@64")
+    if fastest and best:
+        yield Bar(
+            f"short@64: bfloat16's texts/s ÷ best peer's ({best})", fastest / results.texts_per_s("short@64", best), 2.0
+        )
     mine, most = results.texts_per_s("mixed@64", OURS), results.texts_per_s("mixed@64", CEILING)
     if mine and most:
         yield Bar("mixed@64: texts/s ÷ bare loop's", mine / most, 0.85)

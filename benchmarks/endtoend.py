@@ -64,20 +64,32 @@ def run(
     A side that does not start or answers wrongly is left out, with its reason.
     """
     results = Results()
-    running = []
     try:
-        running = _start(contestants, results, say)
-        for turn in range(n_rounds):
-            for cell in cells:
-                for one in _rotated(running, turn):
-                    _measure(one, cell, turn, results, say)
-        results.rates = _rates(running, results, shares)
-        _open_loops(running, results, n_rounds, say)
+        _run(contestants, cells, shares, n_rounds, results, say)
+    except KeyboardInterrupt:
+        say("interrupted: what was measured so far follows")
     finally:
         for one in contestants:
             with contextlib.suppress(ProcessLookupError):
                 one.stop()
     return results
+
+
+def _run(
+    contestants: Sequence[Contestant],
+    cells: Sequence[Cell],
+    shares: Sequence[float],
+    n_rounds: int,
+    results: Results,
+    say: Say,
+) -> None:
+    running = _start(contestants, results, say)
+    for turn in range(n_rounds):
+        for cell in cells:
+            for one in _rotated(running, turn):
+                _measure(one, cell, turn, results, say)
+    results.rates = _rates(running, results, shares)
+    _open_loops(running, results, n_rounds, say)
 
 
 def _start(contestants: Sequence[Contestant], results: Results, say: Say) -> list[Contestant]:

@@ -11,7 +11,7 @@ from benchmarks.side import Side, ask, common_env
 from benchmarks.wire import Vectors
 
 COSINE = 0.9999  # fp32 of the same model: only the order of sums differs
-QUANTISED_COSINE = 0.99
+HALF_COSINE = 0.999  # half precision, as issue 3 allows for the fastest engine
 _SAMPLE = 12
 
 

@@ -2,6 +2,7 @@
 
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -52,6 +53,7 @@ def all_sides() -> dict[str, Side]:
     """Return every side that serves over HTTP, fresh."""
     sides: list[Side] = [
         Cluster("ours", "Model Endpoint", wire.openai(), ours),
+        Cluster("ours-bf16", "Model Endpoint, bfloat16", wire.openai(), partial(ours, dtype="bfloat16")),
         Cluster("ray", "Ray Serve as documented", wire.plain(), _documented, throughput=False),
         Cluster("ray-flags", "the same + throughput flags", wire.plain(), _documented, throughput=True),
         Peer("fastapi", "FastAPI, unbatched", wire.plain(), _server("fastapi_server")),

@@ -19,6 +19,7 @@ from deployments.tensors import check_inputs, check_output_names
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Item, Tensors, Timings, Usage
 from deployments.worker import Worker
 
+_QUICK_ITEMS = 16
 _SMOOTHING = 0.1  # weight of the newest request in the running mean of what one costs
 
 
@@ -53,7 +54,7 @@ class LoadedModel:
             ServeError: whatever was wrong with this request; never because of another one.
         """
         started = self._clock()
-        is_quick = request.size_bytes <= self._quick_bytes
+        is_quick = request.n_items <= _QUICK_ITEMS and request.size_bytes <= self._quick_bytes
         items = self._prepare(request) if is_quick else await self._text.run(self._prepare, request)
         self._learn(items)
         prepared = self._clock()

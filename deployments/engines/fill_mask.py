@@ -30,6 +30,7 @@ class FillMask(TextEngine):
 
     auto_class = AutoModelForMaskedLM
     reads = "mask"
+    quick_bytes = 0  # up to 1,000 tokens a text are turned back into words
 
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
         super().__init__(path, spec, device)

@@ -85,6 +85,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         streams = Streams(self._handles.stream)
         self._gateway = Gateway(self._registry, self._forwarder, self._metrics, self._pools, policies, streams=streams)
         self.calls = Calls(self._gateway, args.max_body_bytes, self._auth.admits)
+        self._knows_host = False
         self._refused: dict[str, str] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
@@ -158,13 +159,16 @@ class Ingress(InferenceRpcs, HealthRpcs):
         return self._auth.problems | self._limits.problems
 
     async def _learn_host(self) -> None:
-        """Find out whether other machines reach this endpoint; until it is known, they are taken to."""
+        """Find out, once, whether other machines reach this endpoint; until it is known, they are taken to."""
+        if self._knows_host:
+            return
         try:
             host = await asyncio.to_thread(listening_host)
-        except Exception:
-            logger.exception("the address that Serve listens on cannot be found out")
+        except Exception as exc:
+            logger.warning("the address that Serve listens on cannot be found out yet: %s", type(exc).__name__)
             return
         self._auth.exposed_host = "" if is_loopback(host) else host
+        self._knows_host = True
 
     async def _refresh_forever(self) -> None:
         while True:
@@ -173,6 +177,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
                 if target.key not in self._warming:
                     task = asyncio.create_task(self._warm(target, n_copies))
                     self._warming[target.key] = task
+            await self._learn_host()
             self._auth.refresh()
             self._registry.refuse(self._refused | self._problems())
             await asyncio.sleep(self._gateway.config.refresh_s)

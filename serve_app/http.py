@@ -87,7 +87,9 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
     by_path: dict[str, dict[str, Endpoint]] = {}
     for row in ENDPOINTS:
         by_path.setdefault(row.path, {})[row.method] = row
-    routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in by_path.items()]
+    # Starlette tries one route after the other, 0.5 µs each: what is asked all the time comes first.
+    order = sorted(by_path.items(), key=lambda entry: all(row.action is not Action.INFER for row in entry[1].values()))
+    routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in order]
     app = Starlette(
         routes=routes,
         middleware=[

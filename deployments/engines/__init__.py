@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from deployments.chunks import GENERATIVE_TASKS
 from deployments.engines.base import Engine, unavailable
 from deployments.engines.options import (
     ClassificationOptions,
@@ -158,8 +157,6 @@ def check_options(spec: ModelSpec) -> Strict:
         ValueError: names `engine` or the option at fault.
     """
     row = ENGINES[engine_name(spec)]
-    if spec.cache is not None and spec.task in GENERATIVE_TASKS:
-        raise ValueError("cache: answers of models that generate text are not kept; leave it out")
     try:
         return row.options.model_validate(spec.options)
     except ValueError as exc:

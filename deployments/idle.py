@@ -32,7 +32,7 @@ class IdleWatch:
         limit_s = slot.spec.idle_unload_s
         if limit_s is None or not slot.is_evictable:
             return  # the end of its lease watches it again
-        left_s = slot.last_used + limit_s - self._clock()
+        left_s = (slot.last_used or 0.0) + limit_s - self._clock()
         if left_s > 0:
             slot.idle_timer = asyncio.get_running_loop().call_later(left_s, self._fire, slot)
         else:

@@ -85,6 +85,7 @@ class Residency(Generic[T]):
                 `retry_after_s` say more.
         """
         slot = self._slot(spec)
+        slot.used(self._clock())
         slot.n_leases += 1
         try:
             if slot.state is not ModelState.READY:

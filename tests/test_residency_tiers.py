@@ -275,3 +275,19 @@ async def test_a_model_larger_than_its_files_said_waits_for_room_with_the_size_n
         assert residency.used_bytes <= 20
     assert await waiting == "big"
     assert (residency.used_bytes, loader.loaded) == (15, ["a", "big", "big"])
+
+
+async def test_a_model_used_once_leaves_before_one_that_is_used_again_and_again(loader: Loader) -> None:
+    clock = Clock()
+    residency = Residency(20, loader, clock=clock)
+    for now, name in enumerate(["often", "often", "often", "once"]):
+        clock.now = 10.0 * now
+        await use(residency, name)
+    clock.now = 35.0
+    await use(residency, "new")
+    assert loader.unloaded == ["once"], "although it was the last to be used"
+    clock.now = 1000.0
+    for name in ("new", "new", "newer"):
+        clock.now += 1.0
+        await use(residency, name)
+    assert loader.unloaded == ["once", "often"], "nobody lives on old fame"

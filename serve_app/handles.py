@@ -52,9 +52,11 @@ class PoolHandles:
         response = method.remote(
             call.target.key, packed, backlog=call.backlog, sender=call.sender, number=call.number, copy=call.copy
         )
+        has_ended = False
         try:
             async for indices, outcomes in response:
                 yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
+            has_ended = True
         except ServeError:
             raise
         except asyncio.CancelledError:
@@ -64,7 +66,8 @@ class PoolHandles:
         except Exception as exc:
             raise _translate(exc, call.target.pool) from exc
         finally:
-            response.cancel()  # without effect on a call that has ended
+            if not has_ended:
+                response.cancel()
 
     async def tell_left(self, pool: str, sender: str, calls: Mapping[int, Sequence[int]]) -> None:
         """Tell a pool which requests of this sender's calls nobody waits for; the forwarder's `Tell`."""

@@ -65,7 +65,7 @@ class Served:
         self.side.start()
         wait_for_answer(self.side)
         cosine = equality.check(self.side, expected, self.least_cosine)
-        processes.freeze(self.side.find)
+        self._freeze()
         return cosine
 
     def run(self, cell: Cell, turn: int, rate_per_s: float = 0.0) -> Measurement | None:
@@ -87,10 +87,14 @@ class Served:
             )
             return measure(job, lambda: processes.cpu_seconds(mine))
         finally:
-            processes.freeze(self.side.find)
+            self._freeze()
 
     def stop(self) -> None:
         self.side.stop()
+
+    def _freeze(self) -> None:
+        if self.side.may_freeze:
+            processes.freeze(self.side.find)
 
     def _bodies_of(self, name: str) -> Path:
         if name not in self._bodies:

@@ -26,6 +26,7 @@ class Results:
     titles: dict[str, str] = field(default_factory=dict)
     cosines: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, list[str]] = field(default_factory=dict)
     cells: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)
     open_loops: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -111,11 +112,23 @@ def _start(contestants: Sequence[Contestant], results: Results, say: Say) -> lis
 
 
 def _measure(one: Contestant, cell: Cell, turn: int, results: Results, say: Say) -> None:
-    measured = one.run(cell, turn)
+    measured = _attempt(one, cell, turn, 0.0, results, say)
     if measured is None:
         return
     results.cells.setdefault(cell.name, {}).setdefault(one.name, []).append(measured)
     say(f"round {turn + 1} {cell.name:9} {one.name:14} {_line(measured, texts_of(cell.name))}")
+
+
+def _attempt(
+    one: Contestant, cell: Cell, turn: int, rate_per_s: float, results: Results, say: Say
+) -> Measurement | None:
+    """Measure; a side that has died is said to have, and the others go on."""
+    try:
+        return one.run(cell, turn, rate_per_s)
+    except (OSError, RuntimeError) as exc:
+        results.broken.setdefault(one.name, []).append(f"round {turn + 1}, {cell.name}: {exc}"[:300])
+        say(f"round {turn + 1} {cell.name:9} {one.name:14} FAILED: {exc}")
+        return None
 
 
 def _rates(running: Sequence[Contestant], results: Results, shares: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -132,7 +145,7 @@ def _open_loops(running: Sequence[Contestant], results: Results, n_rounds: int, 
     for turn in range(n_rounds):
         for one in _rotated(running, turn):
             for name, rate in results.rates[one.name].items():
-                measured = one.run(_OPEN, turn, rate) if rate else None
+                measured = _attempt(one, _OPEN, turn, rate, results, say) if rate else None
                 if measured is not None:
                     results.open_loops.setdefault(name, {}).setdefault(one.name, []).append(measured)
                     say(f"round {turn + 1} open {name:4} {one.name:14} {_line(measured, 1)}")

@@ -26,6 +26,7 @@ def table(results: Results) -> str:
     rows = [[*_row(results, side, cells)] for side in results.titles if side not in results.left_out]
     text = [aligned([head, *rows])]
     text += [f"left out: {side}: {why}" for side, why in results.left_out.items()]
+    text += [f"broke: {side}: {why[0]} ({len(why)} times)" for side, why in results.broken.items()]
     if (busy := others_cores(results)) > BUSY_CORES:
         text.append(f"NOTE: others kept {busy:.2f} cores busy (median over all measurements): trust ratios only")
     return "\n".join(text)

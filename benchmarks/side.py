@@ -34,6 +34,7 @@ class Side(Protocol):
     name: str
     title: str
     wire: Wire
+    may_freeze: bool  # not if it takes its own standstill for a death
 
     def start(self) -> None:
         """Start it, without waiting for its model. Raises RuntimeError."""
@@ -60,6 +61,7 @@ class Peer:
     venv: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    may_freeze: bool = True
     _leader: Leader | None = None
 
     def start(self) -> None:
@@ -120,6 +122,7 @@ class Cluster:
     throughput: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    may_freeze: bool = True
 
     def start(self) -> None:
         options = Options(

@@ -69,8 +69,10 @@ def all_sides() -> dict[str, Side]:
 
 def _twice(name: str, title: str, speaks: wire.Wire, command: Sequence[str]) -> Iterator[Peer]:
     """Give one worker with torch's own number of threads, and two workers of one thread."""
-    yield Peer(name, title, speaks, command, name, _LIBRARIES)
-    yield Peer(f"{name}-2", f"{title}, 2 workers", speaks, command, name, {**_TWO, **_LIBRARIES})
+    # Triton kills a backend process that has not shown life for some seconds, be they those of a standstill.
+    still = name != "triton"
+    yield Peer(name, title, speaks, command, name, _LIBRARIES, may_freeze=still)
+    yield Peer(f"{name}-2", f"{title}, 2 workers", speaks, command, name, {**_TWO, **_LIBRARIES}, may_freeze=still)
 
 
 def _server(module: str) -> list[str]:

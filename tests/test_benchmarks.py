@@ -119,7 +119,10 @@ def test_bars_compare_with_the_best_peer_and_the_ceiling() -> None:
     }
     results.cells["mixed@64"]["ceiling"] = [measured(100)]
     found = {bar.text: (bar.found, bar.is_met) for bar in bars(results)}
-    assert found == {"mixed@64: texts/s ÷ best peer's (a)": (3.0, True), "mixed@64: texts/s ÷ bare loop's": (0.9, True)}
+    assert found == {
+        "mixed@64: ours's texts/s ÷ best peer's (a)": (3.0, True),
+        "mixed@64: texts/s ÷ bare loop's": (0.9, True),
+    }
     assert "Model Endpoint" in table(results)
 
 

@@ -185,6 +185,7 @@ class Residency(Generic[T]):
             slot.state, slot.size_bytes = ModelState.UNLOADED, 0
             raise
         except Exception as exc:
+            await self.tiers.drop(slot)  # it may still be parked, and did not fit any more
             self._failed(slot, exc)
             self._restore(victims)
         else:

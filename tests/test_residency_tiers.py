@@ -65,6 +65,18 @@ async def test_a_model_that_does_not_come_back_from_host_ram_is_loaded_anew(load
     assert loader.loaded == ["a", "b", "b", "a"] or loader.loaded.count("a") == 2
 
 
+async def test_a_parked_model_that_can_no_longer_fit_leaves_host_ram_too(loader: Loader) -> None:
+    loader.sizes = {"big": 20, "p": 5}
+    residency = Residency(20, loader, ram_bytes=20)
+    await use(residency, "big")
+    async with residency.lease(spec("p", pinned=True)):
+        assert residency.tiers.parked_bytes == 20
+    with pytest.raises(ModelUnavailable, match="pinned models hold 5"):
+        await use(residency, "big")
+    assert residency.tiers.parked_bytes == 0
+    assert loader.unloaded == ["big"]
+
+
 async def test_a_retired_model_leaves_host_ram_too(loader: Loader) -> None:
     residency = Residency(10, loader, ram_bytes=10)
     for name in "ab":

@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Path:
     """Write the default config without its pools: the endpoint alone, which starts in seconds."""
     parsed = yaml.safe_load(DEFAULT.read_text())
     (endpoint,) = [one for one in parsed["applications"] if one["import_path"] == "serve_app.app:build"]
-    endpoint["deployments"][0]["user_config"]["pools"] = {}
+    endpoint["deployments"][0]["user_config"] |= {"pools": {}, "aliases": {}}
     path = tmp_path / "endpoint.yaml"
     path.write_text(yaml.safe_dump(parsed | {"applications": [endpoint]}))
     return path

@@ -29,7 +29,7 @@ Subclasses hold class attributes only: anything cleverer does not survive pickli
 handle ``str(exc)`` is a remote traceback, so render from ``code``, ``message`` and ``details``.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import JsonValue
 
@@ -54,6 +54,10 @@ class ServeError(Exception):
         """Seconds after which a retry makes sense, if known."""
         wait = self.details.get("retry_after_s")
         return float(wait) if isinstance(wait, int | float) else None
+
+    def after(self, wait_s: float) -> Self:
+        """Return the same error, to be tried again after `wait_s`."""
+        return type(self)(self.message, **{**self.details, "retry_after_s": round(wait_s, 3)})
 
 
 def _rebuild(cls: type[ServeError], message: str, details: dict[str, JsonValue]) -> ServeError:

@@ -146,7 +146,7 @@ class Residency(Generic[T]):
         if self.max_held and slot.n_held >= self.max_held:
             reason = f"it is being loaded, and {slot.n_held} requests wait for it already"
             error = ModelLoading(f"model {slot.spec.key!r}: {reason}", reason=reason)
-            raise _again_later(error, self.tiers.speeds.wait_s(slot, self._clock()))
+            raise error.after(self.tiers.speeds.wait_s(slot, self._clock()))
         slot.n_held += 1
         try:
             while slot.state is not ModelState.READY:
@@ -158,7 +158,7 @@ class Residency(Generic[T]):
         """Wait for the slot's running task, or start the next one. Shielded: one caller leaving stops nobody's load."""
         if slot.task is None:
             if slot.error is not None and self._clock() < slot.retry_at:
-                raise _again_later(slot.error, slot.retry_at - self._clock())
+                raise slot.error.after(slot.retry_at - self._clock())
             slot.task = self._spawn(slot, self._load(slot))
         await asyncio.shield(slot.task)
         if slot.error is not None and slot.task is None:
@@ -232,7 +232,7 @@ class Residency(Generic[T]):
         wait = min(MAX_BACKOFF_S, BACKOFF_S * 2**slot.n_failures)
         slot.n_failures += 1
         slot.state, slot.size_bytes = ModelState.UNAVAILABLE, 0
-        slot.error, slot.retry_at = _again_later(exc, wait), self._clock() + wait
+        slot.error, slot.retry_at = exc.after(wait), self._clock() + wait
 
     def _restore(self, victims: list[Slot[T]]) -> None:
         """Load again what was evicted for a load that failed, as far as it fits without evicting others."""
@@ -254,8 +254,3 @@ class Residency(Generic[T]):
                 self._slots.pop((slot.spec.key, slot.spec.digest), None)
         elif slot.spec.key not in self.device.kept:
             self._idle.watch(slot)
-
-
-def _again_later(error: ServeError, wait_s: float) -> ServeError:
-    details = {**error.details, "retry_after_s": round(wait_s, 3)}
-    return type(error)(error.message, **details)

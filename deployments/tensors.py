@@ -33,7 +33,13 @@ def check_inputs(inputs: Tensors, signature: Signature, model: str = "") -> None
 
 def _check_names(inputs: Tensors, signature: Signature, model: str) -> None:
     known = [spec.name for spec in signature.inputs]
-    needed = [spec.name for spec in signature.inputs if not spec.optional]
+    replaced = {spec.instead_of: spec.name for spec in signature.inputs if spec.instead_of and spec.name in inputs}
+    both = [name for name in replaced if name in inputs]
+    if both:
+        raise InvalidInput(
+            f"{replaced[both[0]]!r} stands in place of {both[0]!r}{_for(model)}; give one of them", field=both[0]
+        )
+    needed = [spec.name for spec in signature.inputs if not spec.optional and spec.name not in replaced]
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise InvalidInput(

@@ -67,12 +67,16 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, datatype and shape of one input or output; -1 is a size that varies."""
+    """Name, datatype and shape of one input or output; -1 is a size that varies.
+
+    An optional input may stand `instead_of` a required one: a request has one of the two.
+    """
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
     optional: bool = False
+    instead_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,14 @@ MODELS = (
     status(
         "rank",
         Task.TEXT_RANKING,
-        Signature((TensorSpec("query", Datatype.BYTES, (1,)), TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
+        Signature(
+            (
+                TensorSpec("query", Datatype.BYTES, (1,)),
+                TEXT,
+                TensorSpec("queries", Datatype.BYTES, (-1,), optional=True, instead_of="query"),
+            ),
+            (TensorSpec("score", Datatype.FP32, (-1,)),),
+        ),
     ),
     status(
         "photo",

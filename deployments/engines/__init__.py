@@ -37,6 +37,14 @@ _PROMPTS = Signature(
         TensorSpec("n_tokens", Datatype.INT64, (-1,)),
     ),
 )
+_RANKING = Signature(
+    (
+        TensorSpec("query", Datatype.BYTES, (1,)),
+        _TEXT,
+        TensorSpec("queries", Datatype.BYTES, (-1,), optional=True, instead_of="query"),
+    ),
+    (TensorSpec("score", Datatype.FP32, (-1,)),),
+)
 _ADAPTER = "lora-adapter"
 _DYNAMIC = Signature((), ())  # known only from the model's options or after loading
 
@@ -100,15 +108,15 @@ ENGINES: dict[str, EngineRow] = {
         "deployments.engines.cross_encoder:CrossEncoder",
         (Task.TEXT_RANKING,),
         NoOptions,
-        Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
-        rows=("text",),
+        _RANKING,
+        rows=("queries", "text"),
     ),
     "bi-encoder": EngineRow(
         "deployments.engines.bi_encoder:BiEncoder",
         (Task.TEXT_RANKING,),
         EmbeddingOptions,
-        Signature((TensorSpec("query", Datatype.BYTES, (1,)), _TEXT), (TensorSpec("score", Datatype.FP32, (-1,)),)),
-        rows=("text",),
+        _RANKING,
+        rows=("queries", "text"),
     ),
     "image-classification": EngineRow(
         "deployments.engines.image_classification:ImageClassification",

@@ -12,7 +12,7 @@ from deployments.engines.base import unavailable
 from deployments.engines.classes import sigmoid
 from deployments.engines.params import TextParams, parse_params
 from deployments.engines.text_engine import TextEngine
-from deployments.engines.texts import read_texts
+from deployments.engines.texts import asked_with, read_texts
 from deployments.spec import ModelSpec
 from deployments.types import Array, InferRequest, Item, Tensors
 
@@ -36,15 +36,16 @@ class CrossEncoder(TextEngine):
         self._has_sigmoid = _activation(self._model.config, spec) == "Sigmoid"
 
     def prepare(self, request: InferRequest) -> list[Item]:
-        """Tokenise `query` BYTES [1] with each of `text` BYTES [n]."""
+        """Tokenise `query` BYTES [1] with each of `text` BYTES [n], or each of `queries` BYTES [n] with its text."""
         params = parse_params(CrossEncoderParams, request.params)
-        query = read_texts(request.inputs, "query")
+        field = asked_with(request.inputs)
+        queries = read_texts(request.inputs, field)
         texts = read_texts(request.inputs, "text")
         truncate = self._truncates(params)
         if not truncate:
-            self._tokenizer.encode(query, "query")  # so that an error names the query where it alone is too long
-        pairs = self._tokenizer.encode(query * len(texts), "text", texts, truncate=truncate)
-        return self._items(pairs)
+            self._tokenizer.encode(queries, field)  # so that an error names the query where it alone is too long
+        each = queries * len(texts) if field == "query" else queries
+        return self._items(self._tokenizer.encode(each, "text", texts, truncate=truncate))
 
     def finish(self, request: InferRequest, outputs: Sequence[Array]) -> Tensors:
         """Return `score` FP32 [n], in the order of `text`."""

@@ -32,3 +32,15 @@ def check_pair(inputs: Tensors, first: str, second: str) -> None:
     n_first, n_second = inputs[first].size, inputs[second].size
     if n_first != n_second:
         raise InvalidInput(f"{second!r} has {n_second} elements but {first!r} has {n_first}", field=second)
+
+
+def asked_with(inputs: Tensors) -> str:
+    """Return which input of a ranker holds its queries: `query`, one for all texts, or `queries`, one for each.
+
+    Raises:
+        InvalidInput: there are not as many queries as texts.
+    """
+    if "queries" not in inputs:
+        return "query"
+    check_pair(inputs, "text", "queries")
+    return "queries"

@@ -38,7 +38,7 @@ class ClassifyRequest(Wire):
 
 
 class ScoreRequest(Wire):
-    """One text against others."""
+    """One text against others, or each against the one at its place."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "rank", "text_1": "a pet", "text_2": ["a cat", "a stock price"]}]}
@@ -103,10 +103,12 @@ def parse_score(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /score`."""
     body = parse_body(raw.body, ScoreRequest)
     queries, texts = read_texts(body.text_1, "text_1"), read_texts(body.text_2, "text_2")
-    if len(set(queries)) > 1:
-        raise InvalidInput("text_1: must be one text; send a request for each", field="text_1")
+    if len(queries) not in (1, len(texts)):
+        raise InvalidInput(
+            f"text_1: has {len(queries)} texts but text_2 has {len(texts)}; give one, or as many", field="text_1"
+        )
     name, _ = model_for(body.model, (Task.TEXT_RANKING,), models, "score requests")
-    inputs = {"query": text_array(queries[:1]), "text": text_array(texts)}
+    inputs = {"query" if len(queries) == 1 else "queries": text_array(queries), "text": text_array(texts)}
     request = InferRequest(name, inputs, request_id=raw.request_id, user=body.user or "")
     return request, partial(_render_scores, raw.request_id)
 
@@ -121,8 +123,8 @@ ROWS = (
         request=ClassifyRequest,
         response=ClassifyResponse,
     ),
-    _score("/score", summary="Score texts against one (vLLM)"),
-    _score("/v1/score", summary="Score texts against one (vLLM, Ray LLM)"),
+    _score("/score", summary="Score texts against one, or pair by pair (vLLM)"),
+    _score("/v1/score", summary="Score texts against one, or pair by pair (vLLM, Ray LLM)"),
 )
 
 

@@ -115,3 +115,25 @@ def test_real_minilm_ranks_the_answer_first(minilm: Path) -> None:
     texts = ["Bread is baked in an oven.", "Hold the reset button of the router for ten seconds.", "It rains."]
     scores = alone(engine, request(query=["How do I reset my router?"], text=texts))["score"]
     assert scores.argmax() == 1
+
+
+@pytest.mark.parametrize(("engine_name", "model"), [("cross-encoder", "bert-ranker"), ("bi-encoder", "sentence-bert")])
+def test_pairs_are_scored_as_each_alone(tiny: Callable[[str], Path], engine_name: str, model: str) -> None:
+    engine = load(tiny(model), TASK, engine=engine_name)
+    queries = ["a cat", "is the dog sad", "no"]
+    asked = request(queries=queries, text=["sad", "a dog", "no"])
+    want = [
+        alone(engine, request(query=[query], text=[text]))["score"]
+        for query, text in zip(queries, ["sad", "a dog", "no"], strict=True)
+    ]
+    assert_equal(alone(engine, asked), {"score": np.concatenate(want)})
+    mixed, _ = together(engine, [asked, request(query=["no"], text=["good", "bad"])])
+    assert_equal(mixed, {"score": np.concatenate(want)})
+    with pytest.raises(InvalidInput, match="'queries' has 3 elements but 'text' has 1"):
+        engine.prepare(request(queries=queries, text=["a"]))
+    for wrong, message in (
+        ({"queries": ["a"], "query": ["a"], "text": ["b"]}, "give one of them"),
+        ({"text": ["b"]}, r"missing required input\(s\) \['query'\]"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            alone(engine, request(**wrong))

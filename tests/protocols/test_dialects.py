@@ -121,12 +121,17 @@ async def test_classify_as_vllm_and_as_infinity(client: httpx.AsyncClient, gatew
     assert infinity["data"] == [[{"score": 0.75, "label": "good"}, {"score": 0.25, "label": "bad"}]]
 
 
-async def test_score(client: httpx.AsyncClient) -> None:
+async def test_score(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     for path in ("/score", "/v1/score"):
         answer = await post(client, path, {"model": "rank", "text_1": "q", "text_2": ["aa", "b"]})
         assert [line["score"] for line in answer["data"]] == [2.0, 1.0]
-    refused = await client.post("/score", json={"model": "rank", "text_1": ["a", "b"], "text_2": ["c", "d"]})
-    assert refused.status_code == 400
+    pairs = await post(client, "/score", {"model": "rank", "text_1": ["a", "b"], "text_2": ["cc", "d"]})
+    assert [line["score"] for line in pairs["data"]] == [2.0, 1.0]
+    assert gateway.requests[-1].inputs["queries"].tolist() == [b"a", b"b"]
+    for texts in ("c", ["c", "d", "e"]):
+        refused = await client.post("/score", json={"model": "rank", "text_1": ["a", "b"], "text_2": texts})
+        assert refused.status_code == 400
+        assert "text_1: has 2 texts" in refused.json()["error"]["message"]
 
 
 async def test_tei(client: httpx.AsyncClient, gateway: FakeGateway) -> None:

@@ -196,7 +196,7 @@ async def test_raw_binary_needs_one_input_whose_shape_can_be_told(
     gateway.models._models += (status("free", Task.TENSOR, free), status("words", Task.CUSTOM, words))
     assert "can not be deduced because there are more than one variable-sized dimension" in await error("free")
     assert "the model must have input shape [1]" in await error("words")
-    assert "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'rank'" in await error(
+    assert "Raw request must only have 1 input (found 1) to be deduced but got 3 inputs in 'rank'" in await error(
         "rank"
     )
     assert "needs 8 bytes, got 4 bytes" in await error("adder")

@@ -2,6 +2,7 @@
 
 import asyncio
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -420,6 +421,19 @@ def test_inputs_that_all_rows_share_are_part_of_the_key() -> None:
         return found.keys[0]
 
     assert key("q") != key("r")
+
+
+def test_each_query_and_its_text_have_one_key_whatever_stands_beside_them() -> None:
+    ranker = model(rows=("queries", "text"))
+
+    def keys(queries: list[str], texts: list[str]) -> Sequence[bytes]:
+        found = keys_of(ranker, InferRequest("m", {"queries": text_array(queries), "text": text_array(texts)}))
+        assert found is not None
+        return found.keys
+
+    first, second = keys(["q", "r"], ["a", "b"])
+    assert keys(["r", "q"], ["b", "a"]) == [second, first]
+    assert keys(["q"], ["b"])[0] not in (first, second)
 
 
 def test_a_generating_model_is_not_to_be_marked() -> None:

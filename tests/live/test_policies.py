@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from echo_pool import body, config, echo
@@ -17,6 +18,7 @@ from live_cluster import Live
 from redis_server import RedisServer, needs_redis, running
 
 from serve_app.cli import main
+from serve_app.rpc import inference_pb2 as pb
 
 pytestmark = [pytest.mark.timeout(300), needs_redis]
 
@@ -132,6 +134,38 @@ async def test_keys_come_and_go_without_a_restart(endpoint: Endpoint, capsys: py
     assert main(["keys", "revoke", "--file", str(endpoint.key_file), key.split("_")[1]]) == 0
     await until(lambda: status_is(endpoint, key, 401))
     assert endpoint.pids() == before
+
+
+async def test_grpc_reads_the_key_from_the_call_s_metadata(
+    endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = endpoint.create("team-grpc", "--models", "echo", capsys=capsys)
+    await until(lambda: status_is(endpoint, key, 200))
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1])
+    tensor.contents.fp32_contents.append(7.5)
+
+    async def ask(model: str, *metadata: tuple[str, str]) -> grpc.StatusCode:
+        try:
+            await infer(pb.ModelInferRequest(model_name=model, inputs=[tensor]), metadata=metadata, timeout=20)
+        except grpc.aio.AioRpcError as exc:
+            return exc.code()
+        return grpc.StatusCode.OK
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.cluster.cluster.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        bearer = ("authorization", f"Bearer {key}")
+        codes = [
+            await ask("echo", bearer),
+            await ask("slow", bearer),
+            await ask("echo"),
+            await ask("echo", ("authorization", f"Bearer {key}x")),
+        ]
+    status = grpc.StatusCode
+    assert codes == [status.OK, status.PERMISSION_DENIED, status.UNAUTHENTICATED, status.UNAUTHENTICATED]
 
 
 async def test_tokens_of_the_issuer_are_taken_also_after_it_changed_its_key(endpoint: Endpoint) -> None:

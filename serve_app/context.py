@@ -4,10 +4,12 @@ Made by a door (`http.py`, `ingress.py`, gRPC), filled by `gateway.py` and its p
 sends `headers` and `server_timing()` with whatever it answers, and by the request log. Holds facts, decides nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from deployments.errors import ServeError
 from deployments.types import MONOTONIC, InferRequest, InferResult, Timings, Usage
 from serve_app.principals import NOBODY, Principal
 from serve_app.protocols.types import Action
@@ -74,3 +76,16 @@ class Context:
         """Return the value of `Server-Timing`: every phase so far and the total, in milliseconds."""
         parts = [f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.phases.items()]
         return ", ".join([*parts, f"total;dur={(now - self.started) * 1e3:.3f}"])
+
+
+@contextmanager
+def recorded(context: Context, record: Callable[[Context], None]) -> Iterator[None]:
+    """Note how the block ended, and record it: for doors whose caller renders the error."""
+    try:
+        yield
+        context.ended(200)
+    except ServeError as exc:
+        context.ended(exc.status, exc.code)
+        raise
+    finally:
+        record(context)

@@ -5,7 +5,8 @@ and every failure of theirs becomes one of our errors. Called by `ingress.py` on
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
@@ -54,17 +55,10 @@ class PoolHandles:
         )
         has_ended = False
         try:
-            async for indices, outcomes in response:
-                yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
+            with _from_replica(call.target.pool, "a call"):
+                async for indices, outcomes in response:
+                    yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
             has_ended = True
-        except ServeError:
-            raise
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise ReplicaLost(f"a replica of pool {call.target.pool!r} gave up a call") from None
-        except Exception as exc:
-            raise _translate(exc, call.target.pool) from exc
         finally:
             if not has_ended:
                 response.cancel()
@@ -84,16 +78,9 @@ class PoolHandles:
         method = self._method(target.pool, target.key, "stream")
         response = method.remote(target.key, request, copy=copy)
         try:
-            async for ready in response:
-                yield ready
-        except ServeError:
-            raise
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise ReplicaLost(f"a replica of pool {target.pool!r} gave up a stream") from None
-        except Exception as exc:
-            raise _translate(exc, target.pool) from exc
+            with _from_replica(target.pool, "a stream"):
+                async for ready in response:
+                    yield ready
         finally:
             response.cancel()
 
@@ -187,6 +174,21 @@ async def sibling_metrics() -> list[tuple[str, ReplicaMetrics]]:
     except (TimeoutError, DeploymentUnavailableError):
         return []
     return [(context.app_name, answer) for answer in answers if isinstance(answer, ReplicaMetrics)]
+
+
+@contextmanager
+def _from_replica(pool: str, what: str) -> Iterator[None]:
+    """Raise as ours what a replica's answer raises; Ray cancels it, and not us, when the replica gives up."""
+    try:
+        yield
+    except ServeError:
+        raise
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        raise ReplicaLost(f"a replica of pool {pool!r} gave up {what}") from None
+    except Exception as exc:
+        raise _translate(exc, pool) from exc
 
 
 def _translate(exc: Exception, pool: str) -> ServeError:

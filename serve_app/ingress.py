@@ -23,7 +23,7 @@ from serve_app.breaker import Breakers
 from serve_app.bulkhead import Bulkheads
 from serve_app.cache import ResponseCache
 from serve_app.config import EndpointArgs, EndpointConfig
-from serve_app.context import Context, Door
+from serve_app.context import Context, Door, recorded
 from serve_app.fallback import FallbackChain
 from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
@@ -115,29 +115,16 @@ class Ingress(InferenceRpcs, HealthRpcs):
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer a Python caller who holds a handle (`serve_app.client.connect`)."""
         context = Context(request.request_id, Door.PYTHON, "infer", "infer", principal=CLUSTER)
-        try:
-            result = await self._gateway.infer(request, context)
-            context.ended(200)
-        except ServeError as exc:
-            context.ended(exc.status, exc.code)
-            raise
-        finally:
-            self._gateway.record(context)
-        return result
+        with recorded(context, self._gateway.record):
+            return await self._gateway.infer(request, context)
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[Sequence[Chunk], None]:
         """Answer a Python caller piece by piece."""
         context = Context(request.request_id, Door.PYTHON, "stream", "stream", principal=CLUSTER)
-        try:
+        with recorded(context, self._gateway.record):
             async with aclosing(self._gateway.stream(request, context)) as chunks:
                 async for ready in chunks:
                     yield ready
-            context.ended(200)
-        except ServeError as exc:
-            context.ended(exc.status, exc.code)
-            raise
-        finally:
-            self._gateway.record(context)
 
     async def replica_metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics; the replica that serves /metrics asks all of them."""

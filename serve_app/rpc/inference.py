@@ -11,7 +11,7 @@ from functools import partial
 import orjson
 
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
-from serve_app.context import Context
+from serve_app.context import Context, recorded
 from serve_app.protocols import v2_absent, v2_config, v2_metadata, v2_repository, v2_statistics
 from serve_app.protocols.types import Action, RawRequest
 from serve_app.protocols.v2_errors import message_of
@@ -111,15 +111,12 @@ class InferenceRpcs:
         context = self.calls.context("ModelStreamInfer", Action.INFER, {})
         context.principal = stream.principal
         try:
-            async with aclosing(self.calls.stream(request, context)) as answers:
-                async for answer in answers:
-                    yield answer
-            context.ended(200)
+            with recorded(context, self.calls.gateway.record):
+                async with aclosing(self.calls.stream(request, context)) as answers:
+                    async for answer in answers:
+                        yield answer
         except ServeError as exc:
-            context.ended(exc.status, exc.code)
             yield exc
-        finally:
-            self.calls.gateway.record(context)
 
     # What this server does not have: read as off, refused where it would change something.
 

@@ -3,7 +3,8 @@
 The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that would be
 no step back: a version that answers at once is not left for one that has to load, one that can load is not left for
 one that cannot. Until then the target is `wanted`, and the ingress has it warmed. Moving back is the same step, and
-takes effect at once while the old version is still in memory. Pure; owned by `registry.py`.
+takes effect at once while the old version is still in memory. An ingress replica that has just started begins where
+the others' record (`standing.py`) says the names stand. Pure; owned by `registry.py`.
 
 A target is anything whose model keys `keys_of` can tell: today one `name:version` (or `name`, its newest version).
 """
@@ -30,16 +31,25 @@ class Aliases(Generic[Target]):
         self._keys_of = keys_of
         self._meant: dict[str, Target] = {}
         self._current: dict[str, Target] = {}
+        self.remembered: Mapping[str, Target] = {}  # what names stood for elsewhere, for those that are new here
 
-    def configure(self, meant: Mapping[str, Target]) -> None:
-        """Say what the names are meant to stand for; a new name stands for it at once."""
+    def configure(self, meant: Mapping[str, Target], first: Mapping[str, Target] | None = None) -> None:
+        """Say what the names are meant to stand for.
+
+        A new name stands for what is remembered of it, else for its `first`, else at once for what it is meant to.
+        """
         self._meant = dict(meant)
-        self._current = {name: self._current.get(name, target) for name, target in meant.items()}
+        begin = {**meant, **(first or {}), **self.remembered}
+        self._current = {name: self._current.get(name, begin[name]) for name in meant}
 
-    def settle(self, rank: Callable[[str], Rank]) -> None:
-        """Move every name whose target answers no worse than what it stands for; `rank` judges a model key."""
+    def settle(self, rank: Callable[[str], Rank | None]) -> None:
+        """Move every name whose target answers no worse than what it stands for.
+
+        `rank` judges a model key; None is not known yet: only a warm target takes over from such, and none moves to it.
+        """
         for name, target in self._meant.items():
-            if self._rank(target, rank) >= self._rank(self._current[name], rank):
+            new, old = self._rank(target, rank), self._rank(self._current[name], rank)
+            if new is not None and new >= (Rank.WARM if old is None else old):
                 self._current[name] = target
 
     def get(self, name: str) -> Target | None:
@@ -56,5 +66,6 @@ class Aliases(Generic[Target]):
         pairs = {name: (self._current[name], target) for name, target in self._meant.items()}
         return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
-    def _rank(self, target: Target, rank: Callable[[str], Rank]) -> Rank:
-        return min((rank(key) for key in self._keys_of(target)), default=Rank.NOT)
+    def _rank(self, target: Target, rank: Callable[[str], Rank | None]) -> Rank | None:
+        ranks = [rank(key) for key in self._keys_of(target)]
+        return None if None in ranks else min((one for one in ranks if one is not None), default=Rank.NOT)

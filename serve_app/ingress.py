@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from ray import serve
@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from deployments.chunks import Chunk
 from deployments.errors import ServeError
+from deployments.gcs_store import GcsValue
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
@@ -44,10 +45,12 @@ from serve_app.rpc.calls import Calls
 from serve_app.rpc.health import HealthRpcs
 from serve_app.rpc.inference import InferenceRpcs
 from serve_app.shadow import Shadows
+from serve_app.standing import Record
 from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
 
 logger = logging.getLogger(__name__)
+_FIRST_WORD_S = 2.5  # how long a replica that starts waits for the pools' first answers, before it takes requests
 
 
 @serve.ingress()
@@ -87,7 +90,9 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self.calls = Calls(self._gateway, args.max_body_bytes, self._auth.admits)
         self._knows_host = False
         self._refused: dict[str, str] = {}
+        self._record = Record(self._registry, GcsValue(f"names/{serve.get_replica_context().app_name}"))
         self._refreshing: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -104,13 +109,20 @@ class Ingress(InferenceRpcs, HealthRpcs):
             return
         self._gateway.configure(config)
         audit("configuration")
+        is_first = self._refreshing is None
+        if is_first:
+            await self._record.recall()
         ACCESS.disabled = not config.access_log
         self._refused = {}
         self._registry.configure(config.pools, self._problems(), config.aliases)
         await self._learn_host()
-        if self._refreshing is None:
+        if is_first:
             loop = asyncio.get_running_loop()
-            self._refreshing = loop.create_task(self._refresh_forever(), context=contextvars.Context())
+            heard = asyncio.Event()
+            self._refreshing = loop.create_task(self._refresh_forever(heard), context=contextvars.Context())
+            with suppress(TimeoutError):  # a pool that is only now being deployed does not answer yet
+                async with asyncio.timeout(_FIRST_WORD_S):
+                    await heard.wait()
 
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer a Python caller who holds a handle (`serve_app.client.connect`)."""
@@ -136,7 +148,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
             raise RuntimeError("the ingress stopped asking its pools")
 
     async def __del__(self) -> None:
-        for task in (self._refreshing, *self._warming.values()):
+        for task in (self._refreshing, self._keeping, *self._warming.values()):
             if task is not None:
                 task.cancel()
         await self._shadows.aclose()
@@ -157,9 +169,12 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._auth.exposed_host = "" if is_loopback(host) else host
         self._knows_host = True
 
-    async def _refresh_forever(self) -> None:
+    async def _refresh_forever(self, heard: asyncio.Event) -> None:
         while True:
             await asyncio.gather(*(self._pools.refresh(pool) for pool in self._registry.pools))
+            heard.set()
+            if self._keeping is None or self._keeping.done():
+                self._keeping = asyncio.create_task(self._record.keep())
             for target, n_copies in self._registry.moving():
                 if target.key not in self._warming:
                     task = asyncio.create_task(self._warm(target, n_copies))

@@ -14,6 +14,7 @@ from serve_app.aliases import Aliases, Rank
 from serve_app.config import PoolRef
 from serve_app.lanes import Target
 from serve_app.protocols.types import Readiness
+from serve_app.standing import Standing
 from serve_app.traffic_config import Alias
 
 
@@ -51,6 +52,15 @@ class Registry:
         if aliases is not None:
             self.aliases.configure(aliases)
         self._index()
+
+    def remember(self, standing: Standing) -> None:
+        """Take what names stand for at other ingress replicas; names that are new here begin there."""
+        self.aliases.remembered, self._newest.remembered = standing.aliases, standing.newest
+
+    def standing(self) -> Standing:
+        """Return what names stand for now, and what those of pools not heard of yet stood for."""
+        newest = {**self._newest.remembered, **self._newest.current}
+        return Standing(aliases=dict(self.aliases.current), newest=newest)
 
     def refuse(self, refused: Mapping[str, str]) -> None:
         """Say which entries of the endpoint's own configuration are not in force, and why."""
@@ -102,14 +112,14 @@ class Registry:
     def moving(self) -> tuple[tuple[Target, int], ...]:
         """Return the models to be warmed, because a name is about to move to them, and on how many replicas."""
         moving = [*self._newest.moving().values()]
-        for old, new in self.aliases.moving().values():
-            moving += [(old.models[0], target) for target in new.models]
-        found = [(self._find_ref(new), self._find_ref(old)) for old, new in moving]
-        return tuple(
-            (self._targets[new.key], max(old.n_ready if old else 0, 1))
-            for new, old in found
-            if new is not None and new.is_servable
-        )
+        for stands, meant in self.aliases.moving().values():
+            moving += [(stands.models[0], target) for target in meant.models]
+        n_copies: dict[str, int] = {}
+        for before, after in moving:
+            model, old = self._find_ref(after), self._find_ref(before)
+            if model is not None and model.is_servable:
+                n_copies[model.key] = max(n_copies.get(model.key, 1), old.n_ready if old else 0)
+        return tuple((self._targets[key], n) for key, n in n_copies.items())
 
     def target(self, model: ModelStatus) -> Target:
         """Return where a resolved model's requests go."""
@@ -193,13 +203,22 @@ class Registry:
                 )
         self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
         self._targets = targets
-        self._newest.configure({name: _newest(found) for name, found in self._versions.items()})
+        warm = {name: key for name, found in self._versions.items() if (key := _newest_warm(found))}
+        self._newest.configure({name: _newest(found) for name, found in self._versions.items()}, warm)
         self._newest.settle(self._rank)
         self.aliases.settle(self._rank)
+        if self._pools and self._hears_all:
+            self.remember(Standing())
 
-    def _rank(self, ref: str) -> Rank:
+    @property
+    def _hears_all(self) -> bool:
+        return all(pool.status is not None for pool in self._pools.values())
+
+    def _rank(self, ref: str) -> Rank | None:
         model = self._find_ref(ref)
-        if model is None or not model.is_servable:
+        if model is None:
+            return Rank.NOT if self._hears_all else None
+        if not model.is_servable:
             return Rank.NOT
         return Rank.WARM if model.state is ModelState.READY else Rank.COLD
 
@@ -208,6 +227,10 @@ def _newest(versions: Mapping[str, ModelStatus]) -> str:
     """Return the key of the newest version that can serve, else of the newest."""
     servable = [model for model in versions.values() if model.is_servable]
     return (servable or list(versions.values()))[-1].key
+
+
+def _newest_warm(versions: Mapping[str, ModelStatus]) -> str | None:
+    return next((model.key for model in reversed(list(versions.values())) if model.state is ModelState.READY), None)
 
 
 def _waiting(name: str, pool: _Pool) -> dict[str, str]:

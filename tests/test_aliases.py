@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.errors import ModelNotFound
+from deployments.errors import ModelNotFound, PoolUnavailable
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 from serve_app.aliases import Aliases, Rank
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.registry import Registry
+from serve_app.standing import Record, Standing
+from serve_app.traffic_config import Alias
 
 
 class Endpoint:
@@ -130,6 +132,126 @@ def test_a_refused_configuration_leaves_aliases_as_they_are() -> None:
     endpoint = Endpoint({"prod": "bert:1"}, v1=READY)
     endpoint.registry.configure({"p": PoolRef()}, {"endpoint/user_config": "wrong"})
     assert endpoint.stands_for("prod") == "1"
+
+
+def fresh(aliases: Mapping[str, str], names: Standing | None = None) -> Endpoint:
+    """Return an ingress replica that has just started, and has heard of no pool."""
+    endpoint = Endpoint.__new__(Endpoint)
+    endpoint.registry = Registry()
+    if names is not None:
+        endpoint.registry.remember(names)
+    endpoint.configure(aliases)
+    return endpoint
+
+
+@pytest.mark.parametrize("name", ["prod", "bert:prod", "bert"])
+def test_a_fresh_replica_stands_where_the_others_do_until_the_target_is_warm(name: str) -> None:
+    aliases = {} if name == "bert" else {name: "bert:2"}
+    older = Endpoint({} if name == "bert" else {name: "bert:1"}, v1=READY)
+    older.configure(aliases)
+    older.report(v1=READY, v2=COLD)
+    newer = fresh(aliases, Standing.loads(older.registry.standing().dumps()))
+    newer.report(v1=READY, v2=COLD)
+    assert (older.stands_for(name), newer.stands_for(name)) == ("1", "1")
+    assert newer.warming() == ["bert:2"]
+    for endpoint in (older, newer):
+        endpoint.report(v1=READY, v2=READY)
+    assert (older.stands_for(name), newer.stands_for(name)) == ("2", "2")
+
+
+def test_a_fresh_replica_keeps_to_a_name_that_has_moved_and_gone_cold() -> None:
+    newer = fresh(
+        {"prod": "bert:2"}, Standing(aliases={"prod": Alias.model_validate("bert:2")}, newest={"bert": "bert:2"})
+    )
+    newer.report(v1=READY, v2=COLD)
+    assert (newer.stands_for("prod"), newer.stands_for("bert")) == ("2", "2")
+
+
+def test_without_a_record_a_name_without_version_means_the_newest_warm_one() -> None:
+    newer = fresh({})
+    newer.report(v1=READY, v2=READY, v3=COLD)
+    assert newer.stands_for("bert") == "2"
+    assert newer.warming() == ["bert:3"]
+
+
+def test_a_remembered_target_that_is_no_more_is_left() -> None:
+    newer = fresh({"prod": "bert:2"}, Standing(aliases={"prod": Alias.model_validate("bert:1")}, newest={}))
+    newer.report(v2=COLD)
+    assert newer.stands_for("prod") == "2"
+
+
+def test_names_do_not_move_before_the_pools_have_been_heard() -> None:
+    newer = fresh({"prod": "bert:2"}, Standing(aliases={"prod": Alias.model_validate("bert:1")}, newest={}))
+    config = EndpointConfig.model_validate({"aliases": {"prod": "bert:2"}})
+    newer.registry.configure({"p": PoolRef(), "q": PoolRef()}, {}, config.aliases)
+    other = ModelStatus("bert", "1", Task.FILL_MASK, Signature((), ()), READY, False, 30.0, n_ready=1)
+    newer.report(v2=COLD)  # where bert:1 is has not been said yet
+    with pytest.raises(PoolUnavailable):
+        newer.stands_for("prod")
+    newer.registry.update("q", PoolStatus((other,), {}, 1))
+    assert newer.stands_for("prod") == "1"
+
+
+def test_a_silent_pool_does_not_hold_a_name_back_for_ever() -> None:
+    newer = fresh({"prod": "bert:2"}, Standing(aliases={"prod": Alias.model_validate("gone:1")}, newest={}))
+    config = EndpointConfig.model_validate({"aliases": {"prod": "bert:2"}})
+    newer.registry.configure({"p": PoolRef(), "silent": PoolRef()}, {}, config.aliases)
+    newer.report(v2=COLD)
+    assert newer.warming() == ["bert:2"]
+    newer.report(v2=READY)
+    assert newer.stands_for("prod") == "2"
+
+
+def test_what_an_unheard_pools_names_stood_for_is_not_forgotten() -> None:
+    newer = fresh({}, Standing(aliases={}, newest={"bert": "bert:1", "far": "far:1"}))
+    newer.registry.configure({"p": PoolRef(), "q": PoolRef()}, {}, {})
+    newer.report(v1=READY)
+    assert newer.registry.standing().newest == {"bert": "bert:1", "far": "far:1"}
+    newer.registry.update("q", PoolStatus((), {}, 1))
+    assert newer.registry.standing().newest == {"bert": "bert:1"}
+
+
+@pytest.mark.parametrize("saved", [b"", b"{", b"[]", b'{"aliases": {"a": 3}}', b'{"newest": 1}'])
+def test_a_record_that_cannot_be_read_is_none(saved: bytes) -> None:
+    assert Standing.loads(saved) == Standing()
+
+
+class Kept:
+    """The cluster's store: what all ingress replicas read and write."""
+
+    def __init__(self) -> None:
+        self.saved, self.n_saves, self.fails = b"", 0, False
+
+    def load(self) -> bytes:
+        return self.saved
+
+    def save(self, saved: bytes) -> None:
+        if self.fails:
+            raise RuntimeError("the store is away")
+        self.saved, self.n_saves = saved, self.n_saves + 1
+
+
+async def test_the_record_is_written_when_a_name_moves_and_read_by_who_starts_then() -> None:
+    kept = Kept()
+    older = Endpoint({"prod": "bert:1"}, v1=READY)
+    record = Record(older.registry, kept)
+    await record.keep()
+    await record.keep()
+    assert kept.n_saves == 1
+    older.configure({"prod": "bert:2"})
+    older.report(v1=READY, v2=COLD)
+    await record.keep()
+    newer = fresh({})
+    await Record(newer.registry, kept).recall()
+    newer.configure({"prod": "bert:2"})
+    newer.report(v1=READY, v2=COLD)
+    assert newer.stands_for("prod") == "1"
+    kept.fails = True
+    older.report(v1=READY, v2=READY)
+    await record.keep()
+    kept.fails = False
+    await record.keep()
+    assert Standing.loads(kept.saved).newest == {"bert": "bert:2"}
 
 
 STEPS = st.lists(

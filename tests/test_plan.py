@@ -1,15 +1,22 @@
 """`model-endpoint plan`: what fits where, and what a change restarts, by Serve's own rules where they can be asked."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
+import virtual_time
 from config_files import CASSETTE, GONE, INGRESS, MINILM, POOL, SHARED, Change, changed, default, write
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve.schema import ServeApplicationSchema
+from test_residency import Loader, spec
 
+from deployments.residency import Residency
 from serve_app.cli import main
 from serve_app.plan import plan
+from serve_app.plan.eviction import evictions
 
 ARGS = ("applications", 2, "args")
 
@@ -105,6 +112,54 @@ def test_the_command_prints_what_fits(tmp_path: Path, capsys: pytest.CaptureFixt
         "2 to 3 of 4 models on demand fit at once: 150.0 MiB for 191.8 MiB" in out or "of 4 models on demand fit" in out
     )
     assert "shared/Pool: left alone" in out
+
+
+def test_the_plan_names_who_gives_way_to_whom() -> None:
+    found = [line.strip() for line in plan(default(), None)]
+    assert "who gives way first, used alike: rerank-minilm:1, sre-minilm:1, cassette:1, voice-activity:1" in found
+    assert "asked for in turn: rerank-minilm:1 evicts sre-minilm:1" in found
+    assert "cassette:1 leaves by itself when it is idle for 3600 s" in found
+    pinned = [line.strip() for line in plan(changed(((*CASSETTE, "pinned"), True)), None)]
+    assert (
+        "who gives way first, used alike: rerank-minilm:1, sre-minilm:1, voice-activity:1; never: cassette:1" in pinned
+    )
+    roomy = list(plan(changed(((*ARGS, "budget_bytes"), "1GiB")), None))
+    assert not any("evicts" in line or "gives way" in line for line in roomy)
+
+
+def test_a_plan_for_many_models_stays_short_and_counts_the_rest() -> None:
+    specs = [spec(f"m{i}", idle_unload_s=None) for i in range(100)]
+    found = list(evictions(specs, dict.fromkeys([one.key for one in specs], 10), 200))
+    assert len(found) < 12
+    assert found[0].endswith("and 92 more")
+    assert found[-1] == "  and 72 more of them evict others"
+    unknown = list(evictions(specs[:2], {specs[0].key: None, specs[1].key: 10}, 200))
+    assert unknown[-1] == "  counted as nothing until they are fetched: m0:1"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.sets(st.integers(0, 7)))
+def test_pools_evict_as_the_plan_says(sizes: list[int], pinned: set[int]) -> None:
+    budget = 100
+    specs = [spec(f"m{i}", pinned=i in pinned and sum(sizes[: i + 1]) < 40) for i in range(len(sizes))]
+    told = list(evictions(specs, {s.key: n for s, n in zip(specs, sizes, strict=True)}, budget))
+
+    async def main() -> list[str]:
+        loader = Loader()
+        loader.sizes = {s.name: n for s, n in zip(specs, sizes, strict=True)}
+        loader.can_park = False
+        loader.load_s = dict.fromkeys(loader.sizes, 0.5)
+        residency = Residency(budget, loader, clock=asyncio.get_running_loop().time)
+        happened = []
+        for one in sorted(specs, key=lambda s: not s.pinned):
+            before = len(loader.unloaded)
+            async with residency.lease(one):
+                pass
+            if gone := loader.unloaded[before:]:
+                happened.append(f"  asked for in turn: {one.key} evicts {', '.join(f'{name}:1' for name in gone)}")
+            await asyncio.sleep(0.5)
+        return happened
+
+    assert [line for line in told if "asked for in turn" in line] == virtual_time.run(main)
 
 
 def test_a_wrong_file_has_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,8 @@ def test_the_newest_servable_version_is_the_default() -> None:
 
 
 def test_a_cold_model_counts_as_servable() -> None:
-    assert registry(p=pool(model("a", "1"), model("a", "2", ModelState.UNLOADED))).resolve("a").version == "2"
+    cold = ModelState.UNLOADED
+    assert registry(p=pool(model("a", "1", cold), model("a", "2", cold))).resolve("a").version == "2"
 
 
 def test_without_a_servable_version_the_newest_is_meant() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from deployments.spec import ModelSpec, PoolArgs, PoolConfig
 from deployments.versions import offered
+from serve_app.plan.eviction import evictions
 from serve_app.validation.applications import POOL, App, read_apps
 from serve_app.validation.weights import weight_bytes
 
@@ -41,7 +42,7 @@ def _turns(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], args: Po
     most, fewest = _how_many(sorted(demand.values()), room), _how_many(sorted(demand.values(), reverse=True), room)
     count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     yield f"  {count} of {len(demand)} models on demand fit at once: {_mib(room)} for {_mib(sum(demand.values()))}"
-    yield "  who leaves for another: the one whose reload costs least for the bytes and the time it was idle"
+    yield from evictions(specs, sizes, args.budget_bytes)
     parked = _how_many(sorted(demand.values()), args.ram_bytes)
     waits = f"up to {parked} of them in host RAM, then on disk" if parked else "on disk"
     yield f"  where it goes: {waits}; a model takes turns on its own replica first, a hot one on more"

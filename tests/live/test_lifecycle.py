@@ -97,6 +97,25 @@ def test_a_plan_against_what_runs_is_right(endpoint: Live) -> None:
     assert "shared: all replicas restart, of Catalog, Pool: args changed" in changes(runs, bigger)
 
 
+def test_a_fresh_ingress_replica_stands_where_the_one_before_stood(endpoint: Live) -> None:
+    broken = echo(version="3", fails="on purpose")
+    endpoint.deploy(deployed("echo:3", *MODELS, broken), timeout_s=60, ready=False)
+    assert ask(endpoint, "echo/versions/prod").json()["model_version"] == "1", "a name moves to what is warm only"
+    (old,) = endpoint.applications()["endpoint"]["deployments"]["Ingress"]["replicas"]
+    os.kill(old["pid"], signal.SIGKILL)
+    deadline, stands = time.monotonic() + 60, set()
+    while time.monotonic() < deadline and len(stands) < 20:
+        replicas = endpoint.applications()["endpoint"]["deployments"]["Ingress"]["replicas"]
+        answer = ask(endpoint, "echo/versions/prod")
+        if [one["pid"] for one in replicas] != [old["pid"]] and answer.headers.get(
+            "content-type"
+        ) == "application/json":
+            assert (answer.status_code, answer.json().get("model_version")) == (200, "1"), answer.text
+            stands.add(answer.headers["x-request-id"])
+    assert len(stands) == 20
+    endpoint.deploy(deployed("echo:1"))
+
+
 async def test_an_alias_moves_under_load_and_back_and_nobody_notices(endpoint: Live) -> None:
     versions: list[str] = []
     faults: list[str] = []

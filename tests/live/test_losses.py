@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import httpx
 import pytest
@@ -62,3 +63,28 @@ async def test_clients_that_leave_take_nobody_with_them(endpoint: Live) -> None:
     for task in leaving:
         task.cancel()
     assert [answer.status_code for answer in await asyncio.gather(*staying)] == [200] * 10
+
+
+async def test_a_holder_that_dies_delays_nobody_while_another_could_serve(cluster: Live) -> None:
+    entry = echo(pinned=True, delay_s=0.02, timeout_s=30)
+    two = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.25}}
+    cluster.deploy(config(entry, pool=two))
+    killed_at, answers = 0.0, []
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while not killed_at or time.monotonic() < killed_at + 4:
+            began = time.monotonic()
+            answer = await http.post("/v2/models/echo/infer", json=body(1.0))
+            answers.append((began, time.monotonic() - began, answer.status_code))
+            await asyncio.sleep(0.05)
+
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=30, trust_env=False) as http:
+        clients = [asyncio.create_task(client(http)) for _ in range(6)]
+        await asyncio.sleep(3)
+        os.kill(pool_pids(cluster)[0], signal.SIGKILL)
+        killed_at = time.monotonic()
+        await asyncio.gather(*clients)
+    assert {status for *_, status in answers} == {200}
+    before = [seconds for began, seconds, _ in answers if began < killed_at - 1]
+    after = [seconds for began, seconds, _ in answers if began > killed_at - 1]
+    assert max(after) < max(1.0, 3 * max(before)), "nobody waits for the dead one: Serve replaces it after seconds"

@@ -1,0 +1,67 @@
+"""Which models would give way to which, by the very rule that pools evict by (`deployments.room`), before any runs.
+
+What decides at run time is use: told is what happens when all are used alike. For `plan.memory`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from deployments.room import first_to_go
+from deployments.slot import Slot
+from deployments.spec import ModelSpec
+from deployments.types import ModelState
+
+_SHOWN = 8  # names in a line, and lines of who evicts whom
+_APART_S = 1.0  # the models are asked for one after the other
+
+
+def evictions(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budget: int) -> Iterator[str]:
+    """Yield who gives way first, and who would be evicted if a replica were asked for each model once, in turn."""
+    order = _order(specs, sizes)
+    never = [spec.key for spec in specs if spec.pinned]
+    yield f"  who gives way first, used alike: {_names(order)}" + (f"; never: {_names(never)}" if never else "")
+    found = list(_in_turn(specs, sizes, budget))
+    for key, victims in found[:_SHOWN]:
+        yield f"  asked for in turn: {key} evicts {_names(victims)}"
+    if len(found) > _SHOWN:
+        yield f"  and {len(found) - _SHOWN} more of them evict others"
+    for spec in specs:
+        if spec.idle_unload_s is not None and not spec.pinned:
+            yield f"  {spec.key} leaves by itself when it is idle for {spec.idle_unload_s:g} s"
+    if unknown := [spec.key for spec in specs if sizes[spec.key] is None]:
+        yield f"  counted as nothing until they are fetched: {_names(unknown)}"
+
+
+def _order(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None]) -> list[str]:
+    idle = [_slot(spec, sizes, 0.0) for spec in specs if not spec.pinned]
+    order = []
+    while (victim := first_to_go(idle, (), _APART_S)) is not None:
+        idle.remove(victim)
+        order.append(victim.spec.key)
+    return order
+
+
+def _in_turn(
+    specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budget: int
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield, for each model that would not find room, whom it evicts; pinned ones are there first."""
+    here = [_slot(spec, sizes, 0.0) for spec in specs if spec.pinned]
+    for number, spec in enumerate((spec for spec in specs if not spec.pinned), start=1):
+        slot, victims = _slot(spec, sizes, number * _APART_S), []
+        while sum(other.size_bytes for other in here) + slot.size_bytes > budget:
+            victim = first_to_go([other for other in here if other.is_evictable], (), number * _APART_S)
+            if victim is None:
+                break  # named by validate: it does not fit at all
+            here.remove(victim)
+            victims.append(victim.spec.key)
+        here.append(slot)
+        if victims:
+            yield spec.key, victims
+
+
+def _slot(spec: ModelSpec, sizes: Mapping[str, int | None], used_at: float) -> Slot[None]:
+    return Slot(spec, state=ModelState.READY, size_bytes=sizes[spec.key] or 0, last_used=used_at)
+
+
+def _names(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from deployments.engines import load_engine
+from deployments.engines import load_engine, set_up_process
 from deployments.engines.base import Engine
 from deployments.engines.tokens import Tokens
 from deployments.spec import ModelSpec
@@ -61,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
+    set_up_process(1)
     packed, padded, half = minilm(packing=True), minilm(packing=False), minilm(packing=True, dtype="bfloat16")
     print(f"{'texts a CPU second':22}{'padded':>8}{'sorted':>8}{'packed':>8}{'bfloat16':>10}{'cosine':>9}")
     for name, (low, high) in WORKLOADS.items():

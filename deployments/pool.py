@@ -13,7 +13,7 @@ from ray import serve
 
 from deployments.batches import RunBatch
 from deployments.chunks import Chunk
-from deployments.engines import is_usable, set_threads
+from deployments.engines import is_usable, set_up_process
 from deployments.errors import EngineFailure, ServeError
 from deployments.hop import Packed, pack_outcomes, unpack_requests
 from deployments.logs import log_through_serve
@@ -31,7 +31,7 @@ class Pool:
     def __init__(self, args: PoolArgs) -> None:
         log_through_serve()
         self._args = args
-        set_threads(args.threads)
+        set_up_process(args.threads)
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)
 
     async def reconfigure(self, user_config: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import build
 
-from deployments.engines import give_back
+from deployments.engines import give_back, set_up_process
 from deployments.replica import PoolReplica
 from deployments.spec import PoolArgs
 from deployments.types import InferRequest, InferResult, text_array
@@ -25,6 +25,7 @@ def resident_bytes() -> int:
 @pytest.fixture(params=[0, 2**30], ids=["from disk", "through host RAM"])
 async def replica(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PoolReplica]:
     folder = build("bert-classifier", tmp_path / "m")
+    set_up_process(1)
     made = PoolReplica(PoolArgs(budget_bytes=200_000, ram_bytes=request.param, cache_dir=str(tmp_path), threads=1))
     entry = {"task": "text-classification", "source": {"path": str(folder)}}
     made.configure({"models": [{"name": f"m{i}", **entry} for i in range(N_MODELS)]})

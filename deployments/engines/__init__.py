@@ -210,9 +210,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     importlib.import_module("deployments.engines.gguf").convert(file, folder)
 
 
-def set_threads(threads: int | None) -> None:
-    """Tell torch how many threads an operator may use."""
-    importlib.import_module("deployments.engines.runtime").set_threads(threads)
+def set_up_process(threads: int | None) -> None:
+    """Tell torch how many threads an operator may use, and the system which memory a replica keeps."""
+    importlib.import_module("deployments.engines.runtime").set_up(threads)
 
 
 def give_back() -> None:

@@ -7,27 +7,20 @@ a few made-up texts when a model is loaded, so no list of architectures has to b
 import logging
 import random
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deployments.engines import laid_out
+from deployments.engines import laid_out, packed_attention
 from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.tokens import TextTokenizer, Tokens, first_position
 from deployments.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-Segment: TypeAlias = tuple[int, int, int]  # texts of equal length side by side: first token, texts, tokens of each
-
-_ATTENTION = "packed"
-_TRIAL_LENGTHS = (9, 2, 24, 9)
+_TRIAL_LENGTHS = (9, 2, 24, 9, 6)
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest answer, or of 1
-_UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux")  # kinds of attention that `attend` cannot do
-
 
 # By kind of model: whether packing answered right. A trial costs half of a load, and one speaks for every model of a
 # kind, and for the same model's next load.
@@ -47,9 +40,10 @@ class PackedModel:
         self._field = field  # of the model's output
         self._first_position = first_position(model)
         self._kept = torch.empty(0)  # tokens of this batch that go on from the layers to the head
+        self._like = packed_attention.compute(torch.empty(0, dtype=model.dtype, device=device))
         self._layers = _layers(model)
         self._usual: str = model.config._attn_implementation
-        model.set_attn_implementation(_ATTENTION)
+        model.set_attn_implementation(packed_attention.NAME)
         self._hook = None if reads == "tokens" else self._layers.register_forward_hook(self._narrow)
 
     def __call__(self, rows: Sequence[Tokens]) -> torch.Tensor:
@@ -62,7 +56,8 @@ class PackedModel:
             self._kept = starts.to(self._device)
         elif self._reads == "mask":
             self._kept = (batch["input_ids"][0] == self._tokenizer.tokenizer.mask_token_id).nonzero()[:, 0]
-        values: torch.Tensor = self._model(**batch, segments=segments(lengths))[self._field]
+        segments = packed_attention.segments(lengths, self._like)
+        values: torch.Tensor = self._model(**batch, segments=segments)[self._field]
         back = torch.tensor(order).argsort().tolist()
         if self._reads == "tokens":
             spans = [torch.arange(lengths[i]) + starts[i] for i in back]
@@ -129,50 +124,6 @@ def _kind(model: Any, device: str, reads: Reads) -> str:
     """Return what decides whether a model can be packed: all but its weights."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return f"{type(model).__qualname__} {model.dtype} {device} {reads} {sorted(config.items(), key=lambda i: i[0])}"
-
-
-def segments(lengths: Sequence[int]) -> list[Segment]:
-    """Return the runs of equal lengths in a packed sequence."""
-    found: list[Segment] = []
-    start = 0
-    for length in lengths:
-        if found and found[-1][2] == length:
-            first, n_texts, _ = found[-1]
-            found[-1] = (first, n_texts + 1, length)
-        else:
-            found.append((start, 1, length))
-        start += length
-    return found
-
-
-def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    segments: Sequence[Segment],
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend within each text of a packed sequence: (1, heads, tokens, d) to (1, tokens, heads, d).
-
-    Registered with transformers, which calls it in every attention layer.
-    """
-    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    if unknown or attention_mask is not None or getattr(module, "is_causal", False):
-        raise ValueError(f"this attention cannot be packed {unknown}")
-    attended = query.new_empty(query.shape[2], query.shape[1], query.shape[3])
-    for start, n_texts, length in segments:
-        part = slice(start, start + n_texts * length)
-        q, k, v = (x[0, :, part].view(x.shape[1], n_texts, length, -1).transpose(0, 1) for x in (query, key, value))
-        found = scaled_dot_product_attention(q, k, v, scale=scaling)  # (texts, heads, tokens, d)
-        attended[part] = found.transpose(1, 2).flatten(0, 1)
-    return attended.unsqueeze(0), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend)
 
 
 def _layers(model: Any) -> nn.Module:

@@ -12,7 +12,7 @@ from engine_calls import TOLERANCE, load
 from tiny_models import build, wordpiece_tokenizer
 
 from deployments.engines.laid_out import LaidOutLinear
-from deployments.engines.packed import segments
+from deployments.engines.packed_attention import segments
 from deployments.engines.tokens import Tokens
 from deployments.types import Item
 
@@ -102,16 +102,38 @@ def test_a_pinned_models_weights_are_laid_out_for_the_cpu_and_come_back(
     engine.close()
 
 
-def test_segments_join_texts_of_equal_length() -> None:
-    assert segments([2, 2, 5, 5, 5, 9]) == [(0, 2, 2), (4, 3, 5), (19, 1, 9)]
-    assert segments([4]) == [(0, 1, 4)]
+def test_long_texts_of_equal_length_share_a_call_of_attention() -> None:
+    found = segments([20, 20, 50, 50, 50, 90], torch.empty(0))
+    assert [(s.start, s.stop, s.n_rows, s.longest) for s in found] == [
+        (0, 40, 2, 20),
+        (40, 190, 3, 50),
+        (190, 280, 1, 90),
+    ]
+    assert all(s.blocks is None for s in found)
+
+
+def test_short_texts_fill_blocks_and_see_only_themselves() -> None:
+    short, long = segments([3, 3, 12, 16, 16, 16, 40], torch.empty(0))
+    assert (short.start, short.stop, short.n_rows) == (0, 66, 3)
+    assert (long.start, long.stop) == (66, 106)
+    blocks = short.blocks
+    assert blocks is not None
+    assert blocks.places[blocks.kept].tolist() == list(range(66))
+    sees = (blocks.mask[:, 0] == 0).sum(-1).flatten()[blocks.kept]
+    assert sees.tolist() == [n for n in (3, 3, 12, 16, 16, 16) for _ in range(n)]
+    assert (blocks.mask == 0).any(-1).all()
+
+
+def test_a_short_text_alone_needs_no_block() -> None:
+    (only,) = segments([4], torch.empty(0))
+    assert (only.stop, only.n_rows, only.longest, only.blocks) == (4, 1, 4, None)
 
 
 def texts_of(engine: Any) -> list[Item]:
     """Return items of all lengths, some of them equal, in no order."""
     chance = random.Random(1)
     items = []
-    for length in (7, 1, 30, 7, 12, 2, 30, 3):
+    for length in (7, 1, 30, 7, 12, 2, 30, 3, 16, 17):
         ids = chance.choices(range(5, 60), k=length)
         if engine.reads == "mask":
             ids[length // 2] = engine._tokenizer.tokenizer.mask_token_id

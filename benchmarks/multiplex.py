@@ -4,6 +4,8 @@
 
 The models are one trained masked language model (17 MB) with noise added, saved once each. Arrivals are Poisson, open
 loop: the same requests at the same times for both sides, which take turns. "hot" are the five most popular models.
+Memory is that of weights: what a batch needs beside them is given to ours on top, as `@serve.multiplexed` does not
+count it. `--ram-models` lets ours park models in the page cache besides. "resident": how many are in memory at the end.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
 N_HOT = 5
+ACTIVATION_BYTES = 16 * 2**20  # of the largest batch
 TEXT = "the cat [MASK] on the mat"
 
 
@@ -88,7 +91,8 @@ def ours(folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
     ingress["user_config"].update(pools={"shared": {"required": True}}, aliases={}, access_log=False)
     for part in ("keys", "auth", "limits", "cache", "shadows", "fallbacks"):
         ingress["user_config"].pop(part, None)
-    shared["args"].update(budget_bytes=int(args.memory / args.replicas * size * 1.02), ram_bytes=args.ram_models * size)
+    budget = args.memory // args.replicas * size + size // 2 + ACTIVATION_BYTES
+    shared["args"].update(budget_bytes=budget, ram_bytes=args.ram_models * size)
     _, pool = shared["deployments"]
     pool["num_replicas"] = args.replicas
     pool["max_ongoing_requests"] = 400
@@ -132,6 +136,14 @@ def count_loads(url: str, is_ours: bool) -> int:
         return int(httpx.get(f"{url}/loads", timeout=30, trust_env=False).json())
     page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
     return sum(int(float(n)) for n in re.findall(r"^model_endpoint_loads_total\{.*\} (\S+)$", page, re.MULTILINE))
+
+
+def look(url: str) -> dict[str, int]:
+    """Return how many of our models are in memory, and what the largest batch took besides."""
+    page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
+    peaks = re.findall(r"^model_endpoint_activation_peak_bytes\{.*\} (\S+)$", page, re.MULTILINE)
+    states = httpx.post(f"{url}/v2/repository/index", json={"ready": True}, timeout=30, trust_env=False).json()
+    return {"resident": len(states), "peak_mib": round(max(map(float, peaks), default=0) / 2**20)}
 
 
 def summary(answers: list[Answer], loads: int) -> dict[str, float]:
@@ -185,7 +197,7 @@ def main() -> None:
             before = count_loads(cluster.http_url, is_ours)
             answers = asyncio.run(play(cluster.http_url, is_ours, plan))
             results[side] = summary(answers, count_loads(cluster.http_url, is_ours) - before)
-            print(side, json.dumps(results[side]), flush=True)
+            print(side, json.dumps(results[side] | (look(cluster.http_url) if is_ours else {})), flush=True)
     finally:
         node.stop(state_dir)
         node.discard(state_dir)

@@ -1,6 +1,7 @@
 """Placement at scale in virtual time: the router's order and the residency as they are, against Serve's affinity.
 
-    python -m benchmarks.placement_sim [--models 1000] [--replicas 100] [--rate 1000] [--seconds 60] [--svg FILE]
+    python -m benchmarks.placement_sim [--models 1000] [--replicas 100] [--room 20] [--rate 1000] [--seconds 60]
+                                       [--steady] [--svg FILE]
 
 Real are `deployments.router.rank`, `deployments.residency.Residency` and `serve_app.forwarder.Forwarder` (its lanes and
 copies); simulated are time, loads (`LOAD_S` each) and forward passes. "affinity" is Serve 2.60's published rule for
@@ -32,7 +33,7 @@ from deployments.spec import ModelSpec
 from deployments.types import InferRequest, InferResult, Outcome, Timings
 from serve_app.forwarder import Call, Forwarder, Target
 
-LOAD_S, RUN_S, PER_REPLICA, ADVERT_S, N_HOT = 0.5, 0.004, 20, 0.3, 20
+LOAD_S, RUN_S, ADVERT_S, N_HOT = 0.5, 0.004, 0.3, 20
 
 
 def spec(index: int) -> ModelSpec:
@@ -108,8 +109,9 @@ class Outcomes:
 class Ours:
     """The real forwarder over the real order of replicas and a real residency in each."""
 
-    def __init__(self, names: list[str], models: list[ModelSpec], out: Outcomes) -> None:
+    def __init__(self, names: list[str], models: list[ModelSpec], room: int, out: Outcomes) -> None:
         self.out = out
+        self._room = room
         self._specs = {spec.key: spec for spec in models}
         self.replicas = {name: self._replica() for name in names}
         self._orders: dict[str, list[str]] = {}
@@ -118,7 +120,7 @@ class Ours:
 
     def _replica(self) -> tuple[Residency[str], asyncio.Semaphore]:
         clock = asyncio.get_running_loop().time
-        return Residency(PER_REPLICA, Loader(self.out.loads), clock=clock), asyncio.Semaphore(1)
+        return Residency(self._room, Loader(self.out.loads), clock=clock), asyncio.Semaphore(1)
 
     def change(self, gone: list[str], new: list[str]) -> None:
         for name in gone:
@@ -154,7 +156,8 @@ class Ours:
 class _Affine:
     """One replica behind @serve.multiplexed: LRU by count, one load at a time."""
 
-    def __init__(self, out: Outcomes) -> None:
+    def __init__(self, room: int, out: Outcomes) -> None:
+        self._room = room
         self.models: OrderedDict[str, None] = OrderedDict()
         self.advertised: set[str] = set()
         self.n_ongoing = 0
@@ -169,7 +172,7 @@ class _Affine:
             if not is_hit:
                 async with self._lock:
                     if key not in self.models:
-                        while len(self.models) >= PER_REPLICA:
+                        while len(self.models) >= self._room:
                             self.models.popitem(last=False)
                         self._advertise()
                         self._out.loads[key] += 1
@@ -192,15 +195,16 @@ class _Affine:
 class Affinity:
     """Serve's own routing for multiplexed models, as its code has it."""
 
-    def __init__(self, names: list[str], models: list[ModelSpec], out: Outcomes) -> None:
+    def __init__(self, names: list[str], models: list[ModelSpec], room: int, out: Outcomes) -> None:
         self.out = out
-        self.replicas = {name: _Affine(out) for name in names}
+        self._room = room
+        self.replicas = {name: _Affine(room, out) for name in names}
         self._chance = random.Random(1)
 
     def change(self, gone: list[str], new: list[str]) -> None:
         for name in gone:
             del self.replicas[name]
-        self.replicas.update({name: _Affine(self.out) for name in new})
+        self.replicas.update({name: _Affine(self._room, self.out) for name in new})
 
     def _choose(self, key: str) -> _Affine:
         replicas = list(self.replicas.values())
@@ -226,7 +230,7 @@ async def play(side: type[Ours] | type[Affinity], args: argparse.Namespace) -> O
     out, loop = Outcomes(), asyncio.get_running_loop()
     names = [f"r{i}" for i in range(args.replicas)]
     models = [spec(i) for i in range(args.models)]
-    system = side(names, models, out)
+    system = side(names, models, args.room, out)
     weights = 1 / np.arange(1, args.models + 1)
     chance = np.random.default_rng(0)
     n_requests = int(args.rate * args.seconds)
@@ -241,7 +245,7 @@ async def play(side: type[Ours] | type[Affinity], args: argparse.Namespace) -> O
 
     for pick, gap in zip(picks, gaps, strict=True):
         await asyncio.sleep(gap)
-        if not is_changed and loop.time() >= args.seconds / 2:
+        if not (is_changed or args.steady) and loop.time() >= args.seconds / 2:
             is_changed = True
             n_moved = args.replicas // 10
             system.change(names[:n_moved], [f"n{i}" for i in range(n_moved)])
@@ -298,6 +302,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--replicas", type=int, default=100)
+    parser.add_argument("--room", type=int, default=20, help="models a replica has room for")
+    parser.add_argument("--steady", action="store_true", help="no replica leaves")
     parser.add_argument("--rate", type=float, default=1000.0)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--svg", type=Path)

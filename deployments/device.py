@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from deployments.room import first_to_go, fits, refuse_impossible
+from deployments.room import Uses, first_to_go, fits, refuse_impossible
 from deployments.slot import Slot
-from deployments.types import Clock
 
 T = TypeVar("T")
 
@@ -23,14 +22,14 @@ class Device(Generic[T]):
         budget_bytes: int,
         slots: Mapping[tuple[str, str], Slot[T]],
         unload: Callable[[Slot[T]], asyncio.Task[None]],
-        clock: Clock,
+        uses: Uses,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.kept: frozenset[str] = frozenset()  # model keys that are evicted only if nobody else can be
         self.changed = asyncio.Event()
         self._slots = slots
         self._unload = unload
-        self._clock = clock
+        self._uses = uses
         self._turn = asyncio.Lock()  # one load at a time waits for room, so that a large one is not starved
 
     @property
@@ -105,4 +104,4 @@ class Device(Generic[T]):
 
     def _victim(self, sparing: Slot[T]) -> Slot[T] | None:
         idle = [slot for slot in self._slots.values() if slot.is_evictable and slot is not sparing]
-        return first_to_go(idle, self.kept, self._clock())
+        return first_to_go(idle, self.kept, self._uses)

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from deployments.device import Device
 from deployments.errors import ModelLoading, ModelUnavailable, ServeError
 from deployments.idle import IdleWatch
+from deployments.room import Uses
 from deployments.slot import Loader, Slot
 from deployments.spec import ModelSpec
 from deployments.tiers import Tiers
@@ -50,8 +51,9 @@ class Residency(Generic[T]):
         self._loader = loader
         self._clock = clock
         self._slots: dict[tuple[str, str], Slot[T]] = {}
-        self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, clock)
-        self.tiers: Tiers[T] = Tiers(ram_bytes, loader, self._slots, self._spawn, clock)
+        self._uses = Uses(self._slots)
+        self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, self._uses)
+        self.tiers: Tiers[T] = Tiers(ram_bytes, loader, self._slots, self._spawn, self._uses, clock)
         self.tiers.max_loads = max_loads
         self._idle = IdleWatch(self._start_unload, clock)
 
@@ -85,7 +87,7 @@ class Residency(Generic[T]):
                 `retry_after_s` say more.
         """
         slot = self._slot(spec)
-        slot.used(self._clock())
+        self._uses.note(slot)
         slot.n_leases += 1
         try:
             if slot.state is not ModelState.READY:

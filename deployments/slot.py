@@ -13,8 +13,6 @@ from deployments.types import ModelState
 
 T = TypeVar("T")
 
-_SMOOTHING = 0.2  # weight of the newest gap between uses
-
 
 @dataclass(slots=True)
 class Slot(Generic[T]):
@@ -31,7 +29,8 @@ class Slot(Generic[T]):
     n_leases: int = 0
     n_held: int = 0  # of these, those that wait for it to be READY
     last_used: float | None = None  # when its last lease ended
-    gap_s: float | None = None  # mean time between uses; None until it was used twice
+    n_uses: float = 0.0  # leases so far, older ones counting less (`room.Uses`)
+    used_no: int = 0  # which of the residency's leases was its latest
     began: float = 0.0  # when its running load began
     load_s: float = 0.0  # measured, from disk; 0.0 is not known yet
     unpark_s: float = 0.0  # measured, from host RAM
@@ -41,12 +40,6 @@ class Slot(Generic[T]):
     retry_at: float = 0.0
     task: asyncio.Task[None] | None = None  # its load or unload
     idle_timer: asyncio.TimerHandle | None = None
-
-    def used(self, now: float) -> None:
-        """Take note of a lease that begins."""
-        if self.last_used is not None:
-            gap = now - self.last_used if self.n_leases == 0 else 0.0
-            self.gap_s = gap if self.gap_s is None else self.gap_s + _SMOOTHING * (gap - self.gap_s)
 
     @property
     def is_evictable(self) -> bool:

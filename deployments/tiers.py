@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Generic, TypeVar
 
-from deployments.room import Speeds, first_to_go
+from deployments.room import Speeds, Uses, first_to_go
 from deployments.slot import Loader, Slot
 from deployments.types import Clock, ModelState
 
@@ -27,9 +27,11 @@ class Tiers(Generic[T]):
         loader: Loader[T],
         slots: Mapping[tuple[str, str], Slot[T]],
         spawn: Callable[[Slot[T], Awaitable[None]], asyncio.Task[None]],
+        uses: Uses,
         clock: Clock,
     ) -> None:
         self.ram_bytes = ram_bytes
+        self._uses = uses
         self._loader = loader
         self._slots = slots
         self._spawn = spawn
@@ -106,7 +108,7 @@ class Tiers(Generic[T]):
             return False
         while self.parked_bytes + need > self.ram_bytes:
             parked = [s for s in self._slots.values() if s.state is ModelState.PARKED and s.task is None]
-            victim = first_to_go(parked, kept, self._clock())
+            victim = first_to_go(parked, kept, self._uses)
             if victim is None:
                 return False
             victim.state = ModelState.UNLOADING

@@ -5,13 +5,12 @@ What decides at run time is use: told is what happens when all are used alike. F
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from deployments.room import first_to_go
+from deployments.room import Uses, first_to_go
 from deployments.slot import Slot
 from deployments.spec import ModelSpec
 from deployments.types import ModelState
 
 _SHOWN = 8  # names in a line, and lines of who evicts whom
-_APART_S = 1.0  # the models are asked for one after the other
 
 
 def evictions(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budget: int) -> Iterator[str]:
@@ -32,9 +31,10 @@ def evictions(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budge
 
 
 def _order(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None]) -> list[str]:
-    idle = [_slot(spec, sizes, 0.0) for spec in specs if not spec.pinned]
+    idle = [_slot(spec, sizes) for spec in specs if not spec.pinned]
+    uses = _used_in_turn(idle)
     order = []
-    while (victim := first_to_go(idle, (), _APART_S)) is not None:
+    while (victim := first_to_go(idle, (), uses)) is not None:
         idle.remove(victim)
         order.append(victim.spec.key)
     return order
@@ -44,22 +44,33 @@ def _in_turn(
     specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budget: int
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield, for each model that would not find room, whom it evicts; pinned ones are there first."""
-    here = [_slot(spec, sizes, 0.0) for spec in specs if spec.pinned]
-    for number, spec in enumerate((spec for spec in specs if not spec.pinned), start=1):
-        slot, victims = _slot(spec, sizes, number * _APART_S), []
+    here = [_slot(spec, sizes) for spec in specs if spec.pinned]
+    seen = list(here)
+    uses = _used_in_turn(seen)
+    for slot in [_slot(spec, sizes) for spec in specs if not spec.pinned]:
+        seen.append(slot)
+        uses.note(slot)
+        victims: list[str] = []
         while sum(other.size_bytes for other in here) + slot.size_bytes > budget:
-            victim = first_to_go([other for other in here if other.is_evictable], (), number * _APART_S)
+            victim = first_to_go([other for other in here if other.is_evictable], (), uses)
             if victim is None:
                 break  # named by validate: it does not fit at all
             here.remove(victim)
             victims.append(victim.spec.key)
         here.append(slot)
         if victims:
-            yield spec.key, victims
+            yield slot.spec.key, victims
 
 
-def _slot(spec: ModelSpec, sizes: Mapping[str, int | None], used_at: float) -> Slot[None]:
-    return Slot(spec, state=ModelState.READY, size_bytes=sizes[spec.key] or 0, last_used=used_at)
+def _slot(spec: ModelSpec, sizes: Mapping[str, int | None]) -> Slot[None]:
+    return Slot(spec, state=ModelState.READY, size_bytes=sizes[spec.key] or 0)
+
+
+def _used_in_turn(slots: list[Slot[None]]) -> Uses:
+    uses = Uses(slots)
+    for slot in slots:
+        uses.note(slot)
+    return uses
 
 
 def _names(keys: Sequence[str]) -> str:

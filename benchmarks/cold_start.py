@@ -3,9 +3,10 @@
     python -m benchmarks.cold_start [--rounds 7]
 
 "bare" is transformers alone in a warm process: tokenizer and model `from_pretrained`, one forward pass. "cold" is a
-request to a `PoolReplica` whose model is on disk, "from RAM" to one whose model was parked. Rounds are interleaved, the
-median is shown. Density: what one more resident model, one more parked model, and one more replica process with the
-same model add to the memory of the node (PSS, so that pages of weights that processes share count once).
+request to a `PoolReplica` whose model is on disk, "first" the same for a model of a kind that this process never had,
+"from RAM" to one whose model was parked. Rounds are interleaved, the median is shown. Density: what one more resident
+model, one more parked model, and one more replica process with the same model add to the memory of the node (PSS, so
+that pages of weights that processes share count once).
 """
 
 import argparse
@@ -65,27 +66,41 @@ async def evict(made: PoolReplica, index: int = 0) -> None:
     assert await made._residency.evict(made._table.spec(f"m{index}:1"))
 
 
-async def cold_starts(rounds: int) -> dict[str, float]:
-    path, on_disk, parked = minilm(), replica(0), replica(2**30)
+def kinds(folder: Path, n: int) -> list[Path]:
+    """Return copies of the model that differ in a number of their configuration which changes nothing."""
+    made = []
+    for index in range(n):
+        target = Path(shutil.copytree(minilm(), folder / str(index)))
+        config = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps(config | {"initializer_range": 0.02 + 0.001 * (index + 1)}))
+        made.append(target)
+    return made
+
+
+async def cold_starts(rounds: int, folder: Path) -> dict[str, float]:
+    path, on_disk, parked, new = minilm(), replica(0), replica(2**30), replica(0, kinds(folder, rounds + 1))
     bare(path)
+    await ask(new, rounds)
     for made in (on_disk, parked):
         await ask(made)
         await evict(made)
         await ask(made)
         await evict(made)
-    times: dict[str, list[float]] = {"bare": [], "cold": [], "from RAM": []}
-    for _ in range(rounds):
+    times: dict[str, list[float]] = {"bare": [], "cold": [], "from RAM": [], "first": []}
+    for index in range(rounds):
         began = time.perf_counter()
         await asyncio.to_thread(bare, path)
         times["bare"].append(time.perf_counter() - began)
         for name, made in (("cold", on_disk), ("from RAM", parked)):
             times[name].append(await ask(made))
             await evict(made)
+        times["first"].append(await ask(new, index))
+        await evict(new, index)
         await asyncio.sleep(1.2)  # memory is given back in between, not in somebody's way
-    for made in (on_disk, parked):
+    for made in (on_disk, parked, new):
         await made.aclose()
     medians = {name: statistics.median(values) for name, values in times.items()}
-    shares = {f"{name} / bare": round(medians[name] / medians["bare"], 2) for name in ("cold", "from RAM")}
+    shares = {f"{name} / bare": round(medians[name] / medians["bare"], 2) for name in ("cold", "from RAM", "first")}
     return {**{f"{name} ms": round(1000 * value, 1) for name, value in medians.items()}, **shares}
 
 
@@ -152,7 +167,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("cold start", json.dumps(asyncio.run(cold_starts(args.rounds))), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        print("cold start", json.dumps(asyncio.run(cold_starts(args.rounds, Path(folder)))), flush=True)
     print("density", json.dumps(asyncio.run(density(5)) | replicas(3)), flush=True)
 
 

@@ -4,8 +4,8 @@
 
 The models are one trained masked language model (17 MB) with noise added, saved once each. Arrivals are Poisson, open
 loop: the same requests at the same times for both sides, which take turns. "hot" are the five most popular models.
-Memory is that of weights: what a batch needs beside them is given to ours on top, as `@serve.multiplexed` does not
-count it. `--ram-models` lets ours park models in the page cache besides. "resident": how many are in memory at the end.
+Memory is that of weights. `--ram-models` lets ours park models in the page cache besides. "resident": how many are in
+memory at the end.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
 N_HOT = 5
-ACTIVATION_BYTES = 16 * 2**20  # of the largest batch
 TEXT = "the cat [MASK] on the mat"
 
 
@@ -91,7 +90,7 @@ def ours(folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
     ingress["user_config"].update(pools={"shared": {"required": True}}, aliases={}, access_log=False)
     for part in ("keys", "auth", "limits", "cache", "shadows", "fallbacks"):
         ingress["user_config"].pop(part, None)
-    budget = args.memory // args.replicas * size + size // 2 + ACTIVATION_BYTES
+    budget = args.memory // args.replicas * size + size // 2
     shared["args"].update(budget_bytes=budget, ram_bytes=args.ram_models * size)
     _, pool = shared["deployments"]
     pool["num_replicas"] = args.replicas

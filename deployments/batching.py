@@ -57,7 +57,7 @@ class BatchQueue:
         clock: Clock = MONOTONIC,
         observe: Callable[[BatchRecord], None] = lambda _: None,
         *,
-        is_packed: bool = False,
+        is_packed: Callable[[], bool] = lambda: False,
         span: Callable[[int, Sequence[str]], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         self._run = run
@@ -184,7 +184,7 @@ class BatchQueue:
                 continue
             alive.append(entry)
         candidates = [(entry.item.cost, entry.item.group) for entry in alive[:_LOOK_AHEAD]]
-        choose = choose_packed if self._is_packed else choose_padded
+        choose = choose_packed if self._is_packed() else choose_padded
         chosen = choose(candidates, self.limits.max_items, self._budget)
         batch = [alive[index] for index in sorted(chosen)]
         for entry in batch:
@@ -236,7 +236,7 @@ class BatchQueue:
 
     def _cost_of(self, batch: list[_Waiting]) -> int:
         costs = [entry.item.cost for entry in batch]
-        return sum(costs) if self._is_packed else len(costs) * max(costs)
+        return sum(costs) if self._is_packed() else len(costs) * max(costs)
 
     def _record(self, batch: list[_Waiting], run_s: float, *, is_failed: bool) -> None:
         n_tokens = sum(entry.item.cost for entry in batch)

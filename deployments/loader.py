@@ -20,6 +20,7 @@ from deployments.generating import AdapterModel, GeneratingModel, Resident
 from deployments.generation import Generator, Job, StepReport
 from deployments.loaded import LoadedModel
 from deployments.metrics import PoolMetrics
+from deployments.settling import Settling
 from deployments.sources import fetch, weight_files
 from deployments.spec import ModelSpec
 from deployments.stepper import RunStep, Stepper
@@ -57,6 +58,7 @@ class EngineLoader:
         self._metrics = metrics
         self._instrument = instrument
         self._clock = clock
+        self._settling = Settling(device_thread)
         self._turns = Turns(clock)  # whose batch may run on the device
         self._n_moves = 0  # loads, unloads and the like begun; while one runs, memory says nothing about batches
         self._n_moving = 0
@@ -96,7 +98,7 @@ class EngineLoader:
             turn,
             self._clock,
             lambda record: self._metrics.batch(spec, record),
-            is_packed=getattr(engine, "is_packed", False),
+            is_packed=lambda: getattr(engine, "is_packed", False),
             span=partial(batch_span, spec.key),
         )
         return LoadedModel(spec, engine, queue, self._text, self._clock)
@@ -107,6 +109,7 @@ class EngineLoader:
 
     async def unload(self, model: Resident) -> None:
         """Drop the weights; a model that will not go quietly is logged, never kept."""
+        await self._settling.leave(model.engine)
         try:
             await self._moving(model.engine.close)
         except Exception:
@@ -121,6 +124,7 @@ class EngineLoader:
 
     async def park(self, model: Resident) -> None:
         """Take the weights off the device, but keep what makes coming back fast."""
+        await self._settling.leave(model.engine)
         if isinstance(model.engine, Parkable):
             await self._moving(model.engine.park)
             self._give_back_soon()
@@ -178,6 +182,11 @@ class EngineLoader:
         largest = 0.0  # tokens of the largest batch that has been measured
 
         async def run(items: list[Item]) -> Sequence[Any]:
+            outputs = await run_batch(items)
+            self._settling.answered(spec, engine)
+            return outputs
+
+        async def run_batch(items: list[Item]) -> Sequence[Any]:
             nonlocal largest
             loop, cost = asyncio.get_running_loop(), sum(item.cost for item in items)
             if cost < largest * _LARGER:

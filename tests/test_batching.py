@@ -260,7 +260,7 @@ async def test_results_of_a_finished_batch_do_not_wait_for_the_next() -> None:
 async def test_packed_batches_are_recorded_without_padding() -> None:
     records: list[BatchRecord] = []
     engine = Engine()
-    queue = BatchQueue(engine.run, BatchLimits(), Turns().of("m"), Clock(), records.append, is_packed=True)
+    queue = BatchQueue(engine.run, BatchLimits(), Turns().of("m"), Clock(), records.append, is_packed=lambda: True)
     await asyncio.gather(*queue.submit([Item("a", 10), Item("b", 200)], NEVER))
     assert [(r.n_items, r.n_tokens, r.padded_tokens) for r in records] == [(2, 210, 210)]
 

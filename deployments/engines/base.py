@@ -5,8 +5,8 @@ An engine is synchronous and knows nothing of requests in flight, queues or Ray.
 but no method is ever entered twice at once.
 
 Optional attributes: `is_packed = True` where `run` costs the sum of its items, rather than each padded to the
-costliest; `quick_bytes`, the size of a request up to which `prepare` and `finish` take less time than a hop between
-threads (some 0.1 ms): the pool then calls them on its event loop.
+costliest (it may change in `settle`); `quick_bytes`, the size of a request up to which `prepare` and `finish` take
+less time than a hop between threads (some 0.1 ms): the pool then calls them on its event loop.
 """
 
 from collections.abc import Sequence
@@ -63,6 +63,16 @@ class Parkable(Protocol):
 
     def unpark(self) -> None:
         """Be as before `park`."""
+
+
+@runtime_checkable
+class Unsettled(Protocol):
+    """Optional: an engine that can find out how it runs best, and should not while its first answer is waited for."""
+
+    is_settled: bool
+
+    def settle(self) -> None:
+        """Find it out. Called in the device thread, between two batches, a moment after the first."""
 
 
 def unavailable(spec: ModelSpec, reason: str) -> ModelUnavailable:

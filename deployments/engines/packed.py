@@ -1,7 +1,7 @@
 """Texts of a batch run as one sequence without padding: attention stays inside each text, positions start anew.
 
 `forward_for` gives `TextEngine` this or, where an architecture would answer otherwise, `PaddedModel`: it tries both on
-a few made-up texts when a model is loaded, so no list of architectures has to be kept.
+a few made-up texts, so no list of architectures has to be kept.
 """
 
 import logging
@@ -86,9 +86,12 @@ class PackedModel:
 
 
 def forward_for(
-    model: Any, tokenizer: TextTokenizer, spec: ModelSpec, device: str, reads: Reads, field: str
-) -> PaddedModel | PackedModel:
-    """Return the packed way through `model` if its answers are those of each text alone, else the padded one."""
+    model: Any, tokenizer: TextTokenizer, spec: ModelSpec, device: str, reads: Reads, field: str, *, may_try: bool
+) -> PaddedModel | PackedModel | None:
+    """Return the packed way through `model` if its answers are those of each text alone, else the padded one.
+
+    None where only a trial would tell, and there may be none now.
+    """
     padded = PaddedModel(model, tokenizer, device, reads, field)
     if not spec.packing or model.config.is_encoder_decoder:
         return padded
@@ -96,6 +99,8 @@ def forward_for(
     lays_out = spec.pinned and device == "cpu"
     if not lays_out and (is_right := _TRIED.get(kind)) is not None:
         return PackedModel(model, tokenizer, device, reads, field) if is_right else padded
+    if not may_try:
+        return None
     rows = _trial(model, tokenizer, reads)
     packed: PackedModel | None = None
     try:

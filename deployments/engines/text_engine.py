@@ -13,7 +13,7 @@ from deployments.engines import expected_signature
 from deployments.engines.base import unavailable
 from deployments.engines.loading import free_device, load_model, module_bytes
 from deployments.engines.packed import PackedModel, forward_for
-from deployments.engines.padded import Reads
+from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.params import TextParams
 from deployments.engines.parking import Parking
 from deployments.engines.tokens import Encoding, TextTokenizer, Tokens
@@ -40,13 +40,22 @@ class TextEngine:
         self._tokenizer = TextTokenizer(path, spec, self._model, max_tokens)
         if self.reads == "mask" and self._tokenizer.tokenizer.mask_token_id is None:
             raise unavailable(spec, f"its tokenizer has no mask token; the model was not made for {spec.task.value}")
-        self._forward = forward_for(self._model, self._tokenizer, spec, device, self.reads, self.field)
+        way = self._way(may_try=spec.pinned)  # one that is loaded on demand has its first answer to give before
+        self.is_settled = way is not None
+        self._forward: PaddedModel | PackedModel = way or PaddedModel(
+            self._model, self._tokenizer, device, self.reads, self.field
+        )
         self.is_packed = self._forward.is_packed
 
     def run(self, items: Sequence[Item]) -> Sequence[Any]:
         """Run texts together; return one output a text."""
         with torch.inference_mode():
             return self._outputs(self._forward([item.data for item in items]).float(), items)
+
+    def settle(self) -> None:
+        """Find out how batches run best from now on."""
+        if not self.is_settled and (way := self._way(may_try=True)) is not None:
+            self._forward, self.is_packed, self.is_settled = way, way.is_packed, True
 
     def size_bytes(self) -> int:
         """Bytes of parameters and buffers."""
@@ -76,6 +85,10 @@ class TextEngine:
         self._model = None
         del self._forward
         free_device(self._device)
+
+    def _way(self, *, may_try: bool) -> PaddedModel | PackedModel | None:
+        parts = (self._model, self._tokenizer, self._spec, self._device, self.reads, self.field)
+        return forward_for(*parts, may_try=may_try)
 
     def _outputs(self, values: torch.Tensor, items: Sequence[Item]) -> Sequence[Any]:
         """Turn what the family reads, FP32, into one output a text; by default its row."""

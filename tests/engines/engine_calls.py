@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deployments.engines import load_engine
-from deployments.engines.base import Engine
+from deployments.engines.base import Engine, Unsettled
 from deployments.spec import ModelSpec
 from deployments.tensors import check_inputs
 from deployments.types import Array, InferRequest, Tensors, text_array
@@ -18,10 +18,12 @@ TOLERANCE = 1e-4
 
 
 def load(path: Path, task: str, **fields: Any) -> Engine:
-    """Load a model on CPU as a pool would, its entry written with `fields`."""
+    """Load a model on CPU as a pool would, its entry written with `fields`; it has settled how it runs."""
     spec = ModelSpec.model_validate({"name": "m", "task": task, "source": {"path": str(path)}, **fields})
     engine = load_engine(path, spec, "cpu")
     engine.warm_up()
+    if isinstance(engine, Unsettled):
+        engine.settle()
     return engine
 
 

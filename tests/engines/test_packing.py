@@ -11,9 +11,11 @@ import transformers as tf
 from engine_calls import TOLERANCE, load
 from tiny_models import build, wordpiece_tokenizer
 
+from deployments.engines import load_engine
 from deployments.engines.laid_out import LaidOutLinear
 from deployments.engines.packed_attention import segments
 from deployments.engines.tokens import Tokens
+from deployments.spec import ModelSpec
 from deployments.types import Item
 
 _BERT_LIKE: dict[str, Any] = {
@@ -65,6 +67,30 @@ def test_the_entry_can_turn_packing_off(tiny: Callable[[str], Path]) -> None:
     assert (packed.is_packed, padded.is_packed) == (True, False)
     items = texts_of(packed)
     assert all(distance(a, b) <= TOLERANCE for a, b in zip(packed.run(items), padded.run(items), strict=True))
+
+
+def test_a_new_kind_of_model_is_tried_after_its_first_answer_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.engines.packed._TRIED", {})
+    spec = ModelSpec.model_validate({"name": "m", "task": "feature-extraction", "source": {"path": str(tmp_path)}})
+    build("bert", tmp_path)
+    engine: Any = load_engine(tmp_path, spec, "cpu")
+    assert (engine.is_packed, engine.is_settled) == (False, False)
+    items = texts_of(engine)
+    before = engine.run(items)
+    engine.settle()
+    assert (engine.is_packed, engine.is_settled) == (True, True)
+    assert all(distance(a, b) <= TOLERANCE for a, b in zip(engine.run(items), before, strict=True))
+    again: Any = load_engine(tmp_path, spec, "cpu")
+    assert (again.is_packed, again.is_settled) == (True, True), "one trial speaks for all of a kind"
+    engine.park()
+    engine.unpark()
+    assert all(distance(a, b) <= TOLERANCE for a, b in zip(engine.run(items), before, strict=True))
+    pinned: Any = load_engine(tmp_path, spec.model_copy(update={"pinned": True}), "cpu")
+    assert pinned.is_settled, "nobody waits for a pinned model's first answer"
+    for one in (engine, again, pinned):
+        one.close()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])

@@ -48,10 +48,17 @@ class Catalog:
     async def status(self) -> PoolStatus:
         """Return what the pool offers, merged over its replicas; nothing while it has none."""
         orders = await self._read()
-        status = merge(await self._ask("status", orders))
+        answers = await self._ask("status", orders)
+        if len({frozenset(model.key for model in answer.models) for answer in answers}) > 1:
+            await self.discover()  # a new replica found versions in a folder that the others have not looked into since
+        status = merge(answers)
         if orders and status.n_replicas:
             await self._keep_up(status, orders)
         return status
+
+    async def discover(self) -> None:
+        """Have every replica look again for versions in the folders of models."""
+        await self._ask("discover")
 
     async def order(self, order: Order, keys: Sequence[str]) -> None:
         """Load or unload models, and hold every replica to it from now on; returns when it is done.

@@ -8,10 +8,11 @@ its place, a wrong one is listed with its reason while its previous configuratio
 import asyncio
 import contextvars
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.discovery import all_versions, discovered
 from deployments.engines import check_options, expected_signature, independent_rows, missing_bases
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.generating import Resident
@@ -45,6 +46,7 @@ class ModelTable:
         self._loader = loader
         self._entries: dict[str, _Entry] = {}
         self._settings = PoolConfig()
+        self._user_config: Any = {}
         self._refused: dict[str, str] = {}  # by the configuration itself
         self._failed: dict[str, str] = {}  # found out while making a change ready
         self._unloaded: frozenset[str] = frozenset()  # by order of an operator
@@ -78,19 +80,15 @@ class ModelTable:
             if (entry := self._entries.get(key)) is not None:
                 self._take_over(entry, entry.spec)
 
+    def discover(self) -> None:
+        """Look again which versions there are in the folders of models whose versions are found there."""
+        self.configure(self._user_config)
+
     def configure(self, user_config: Any) -> None:
         """Bring the table to what `user_config` says. Idempotent."""
+        self._user_config = user_config
         settings, refused = parse_models(user_config)
-        specs: dict[str, ModelSpec] = {}
-        for spec in settings.models:
-            try:
-                check_options(spec)
-                specs[spec.key] = spec
-            except ValueError as exc:
-                refused[spec.key] = str(exc)
-        for key, reason in missing_bases(specs.values()).items():
-            refused[key] = reason
-            del specs[key]
+        specs = _right(settings.models, refused)
         self._refused = refused
         for key, reason in refused.items():
             logger.error("configuration entry %s refused: %s", key, reason)
@@ -103,7 +101,8 @@ class ModelTable:
         for key, spec in specs.items():
             self._apply(key, spec)
         for key in self._entries.keys() - specs.keys() - refused.keys():
-            self._remove(key)
+            if all_versions(self._entries[key].spec.name) not in refused:
+                self._remove(key)
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Return what this replica says of each model it offers, and of those on their way out."""
@@ -231,6 +230,23 @@ class ModelTable:
     @staticmethod
     def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+def _right(models: Iterable[ModelSpec], refused: dict[str, str]) -> dict[str, ModelSpec]:
+    """Return the entries that can serve, a version each; adds to `refused` why others cannot."""
+    found, unknown = discovered(models)
+    refused |= unknown
+    specs: dict[str, ModelSpec] = {}
+    for spec in found:
+        try:
+            check_options(spec)
+            specs[spec.key] = spec
+        except ValueError as exc:
+            refused[spec.key] = str(exc)
+    for key, reason in missing_bases(specs.values()).items():
+        refused[key] = reason
+        del specs[key]
+    return specs
 
 
 def _stop(entry: _Entry) -> None:

@@ -38,6 +38,10 @@ class Pool:
         """Apply the user_config; never raises, never waits for a load (Serve would stop the replica)."""
         self._replica.configure(user_config)
 
+    async def discover(self) -> None:
+        """Look again for versions in the folders of models; broadcast to all replicas."""
+        self._replica.discover()
+
     async def infer_many(
         self, key: str, packed: Packed, backlog: int = 0, sender: str = "", number: int = 0, copy: int = 0
     ) -> AsyncGenerator[tuple[list[int], Packed], None]:

@@ -61,6 +61,10 @@ class PoolReplica:
         """Apply a Pool's user_config; never raises, never waits for a load."""
         self._table.configure(user_config)
 
+    def discover(self) -> None:
+        """Look again for versions in the folders of models."""
+        self._table.discover()
+
     async def infer_many(
         self, key: str, requests: Sequence[InferRequest], backlog: int = 0, sender: str = "", number: int = 0
     ) -> AsyncGenerator[list[tuple[int, Outcome]], None]:

@@ -40,6 +40,10 @@ class Source(Strict):
     url: str | None = Field(
         default=None, description="any fsspec URL of a folder or a file: s3://, gs://, https://, file://"
     )
+    version_folders: bool = Field(
+        default=False,
+        description="`path` holds a folder for each version, named as it is: 1, 2, v1.3; found at start and by `load`",
+    )
     sha256: dict[str, Sha256] = Field(
         default_factory=dict, description="expected digest by file name relative to the model's folder"
     )
@@ -49,6 +53,9 @@ class Source(Strict):
         given = [k for k in ("package", "hub", "url") if getattr(self, k)] or (["path"] if self.path else [])
         if len(given) != 1:
             raise ValueError("give exactly one of path, package (with path), hub, url")
+        if self.version_folders and (given[0] in ("hub", "url") or self.sha256):
+            with_what = "sha256: what comes later cannot be pinned" if self.sha256 else given[0]
+            raise ValueError(f"version_folders goes with a local path, and not with {with_what}")
         if self.path and given[0] in ("hub", "url"):
             raise ValueError(f"path goes with package only, not with {given[0]}")
         if self.hub and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
@@ -120,7 +127,9 @@ class ModelSpec(Strict):
     )
 
     @model_validator(mode="after")
-    def _judges_texts(self) -> Self:
+    def _fits_together(self) -> Self:
+        if self.source.version_folders and "version" in self.model_fields_set:
+            raise ValueError("version: the names of the folders are the versions; leave it out")
         if self.moderation and self.task is not Task.TEXT_CLASSIFICATION:
             raise ValueError(f"moderation goes with task {Task.TEXT_CLASSIFICATION.value} only")
         return self
@@ -182,7 +191,8 @@ class PoolConfig(Strict):
     models: tuple[ModelSpec, ...] = ()
     versions: dict[str, VersionPolicy] = Field(
         default_factory=dict,
-        description="which of a model's listed versions are offered, by name: all (default), {latest: n}, or a list",
+        description="which of a model's versions, listed or found in its folder, are offered, by name: all (default), "
+        "{latest: n}, or a list",
     )
     drain_s: float = Field(default=30.0, ge=0, description="how long a model removed from the list still answers")
     max_loads: int = Field(default=2, ge=1, description="models that may load at the same time")

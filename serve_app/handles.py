@@ -89,6 +89,10 @@ class PoolHandles:
         status: PoolStatus = await self._ask_catalog(pool, "status")
         return status
 
+    async def discover(self, pool: str) -> None:
+        """Have a pool look again for versions in the folders of its models. Raises PoolUnavailable."""
+        await self._ask_catalog(pool, "discover")
+
     async def order(self, pool: str, order: Order, keys: Sequence[str]) -> None:
         """Have models loaded or unloaded, and wait until they are; the caller sets the deadline.
 

@@ -5,7 +5,8 @@ Made by `ingress.py`, which calls `refresh`; the rest is called by `gateway.py` 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from deployments.errors import ServeError
 from deployments.statistics import ModelStatistics
@@ -36,13 +37,25 @@ class PoolControl:
 
     async def command(self, command: Command) -> None:
         """Send each pool its part of a command, then look what has become of it. Raises ServeError."""
+        models = command.models
+        if command.look_again is not None:
+            await self._discover({self._registry.target(model).pool for model in models} or self._registry.pools)
+            models = command.look_again()
         keys: dict[str, list[str]] = {}
-        for model in command.models:
+        for model in models:
             keys.setdefault(self._registry.target(model).pool, []).append(model.key)
         try:
             await asyncio.gather(*(self._handles.order(pool, command.order, keys[pool]) for pool in keys))
         finally:
             await asyncio.gather(*(self.refresh(pool) for pool in keys))
+
+    async def _discover(self, pools: Iterable[str]) -> None:
+        async def one(pool: str) -> None:
+            with suppress(ServeError):  # the order to it tells
+                await self._handles.discover(pool)
+            await self.refresh(pool)
+
+        await asyncio.gather(*map(one, pools))
 
     async def statistics(self) -> Mapping[str, ModelStatistics]:
         """Return what the pools have counted, by `name:version`; without those that do not answer in time."""

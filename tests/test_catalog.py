@@ -32,6 +32,12 @@ class Replica:
     loaded: set[str] = field(default_factory=set)
     orders: Orders = field(default_factory=dict)
     drains: int = 0  # questions answered before an unloaded model is really gone
+    keys: tuple[str, ...] = ("a:1", "b:1")
+    found: tuple[str, ...] = ()  # offered once it has looked for versions
+
+    def discover(self) -> None:
+        self.keys += self.found
+        self.found = ()
 
     def status(self, orders: Orders) -> PoolStatus:
         self.orders = dict(orders)
@@ -45,7 +51,7 @@ class Replica:
                 ModelState.READY if key in self.loaded else ModelState.UNLOADED,
                 False, 30.0, size_bytes=5 * (key in self.loaded), n_ready=int(key in self.loaded),
             )
-            for key in ("a:1", "b:1")
+            for key in self.keys
         )  # fmt: skip
         return PoolStatus(models, {}, 1, replicas=(self.name,))
 
@@ -165,3 +171,12 @@ async def test_a_refused_configuration_costs_no_order() -> None:
     replica.status = lambda orders: PoolStatus((), {"models": "expected a list"}, usual(orders).n_replicas)  # type: ignore[method-assign]
     await case.catalog.status()
     assert set(case.store.saved) == {"a:1", "gone:1"}
+
+
+async def test_replicas_that_know_different_versions_look_again() -> None:
+    pool = Pool("r1", "r2")
+    older, newer = pool.replicas
+    older.found, newer.keys = ("c:1",), ("a:1", "b:1", "c:1")
+    catalog = Catalog(cast(DeploymentHandle, pool), Store())
+    await catalog.status()
+    assert older.keys == newer.keys

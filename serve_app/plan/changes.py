@@ -7,6 +7,7 @@ The rules are Ray Serve's (2.60): `ray/serve/_private/deploy_utils.py: get_app_c
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deployments.discovery import discovered
 from deployments.spec import ModelSpec, parse_models
 
 _SERVE = ("http_options", "grpc_options", "proxy_location")  # read once, when Serve starts
@@ -124,7 +125,8 @@ def _aliases(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 
 def _specs(user_config: _Config) -> dict[str, ModelSpec]:
     settings, _ = parse_models(dict(user_config))
-    return {spec.key: spec for spec in settings.models}
+    found, _ = discovered(settings.models)
+    return {spec.key: spec for spec in found}
 
 
 def _by_name(entries: Any) -> dict[str, _Config]:

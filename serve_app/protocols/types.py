@@ -73,6 +73,7 @@ class Command:
 
     order: Order
     models: tuple[ModelStatus, ...]
+    look_again: Callable[[], tuple[ModelStatus, ...]] | None = None  # for `models`, once pools have found new versions
 
 
 class StreamRender(Protocol):

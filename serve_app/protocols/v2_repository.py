@@ -1,15 +1,16 @@
 """Triton's model repository extension: what is in memory, and orders to load and unload it.
 
-The list of models is the operator's configuration, so `load` takes no configuration and no files: it brings every
-configured version of a model into memory and keeps it there where there is room; `unload` takes them out and refuses
-requests for them until they are loaded again. A model that is merely not in memory is loaded by its next request.
+The list of models is the operator's configuration, so `load` takes no configuration and no files: it looks for new
+versions where those are found in a folder, brings every version of a model into memory and keeps it there where there
+is room; `unload` takes them out and refuses requests for them until they are loaded again. A model that is merely not
+in memory is loaded by its next request.
 """
 
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
-from deployments.errors import InvalidInput, ModelNotFound
+from deployments.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from deployments.orders import Order
 from deployments.types import ModelState, ModelStatus
 from serve_app.protocols.json_body import Wire, dump, parse_body
@@ -67,10 +68,22 @@ def index(raw: RawRequest, models: Models) -> Reply:
 def load(raw: RawRequest, models: Models) -> Command:
     """Read `POST /v2/repository/models/{model}/load`."""
     _check_parameters(raw, ())
+
+    def look_again() -> tuple[ModelStatus, ...]:
+        try:
+            return _meant(raw, models)
+        except ModelNotFound as exc:  # in the words that Triton's own sample looks for
+            raise ModelNotFound(f"failed to load {raw.path['model']!r}: {exc.message}", **exc.details) from None
+
     try:
-        return Command(Order.LOAD, _meant(raw, models))
-    except ModelNotFound as exc:  # in the words that Triton's own sample looks for
-        raise ModelNotFound(f"failed to load {raw.path['model']!r}: {exc.message}", **exc.details) from None
+        return Command(Order.LOAD, look_again(), look_again)
+    except ModelUnavailable:  # none of its versions is known yet
+        return Command(Order.LOAD, (), look_again)
+    except ModelNotFound:
+        name, _, version = raw.path["model"].partition(":")
+        if not version or not models.versions(name):
+            raise
+        return Command(Order.LOAD, (), look_again)
 
 
 def unload(raw: RawRequest, models: Models) -> Command:

@@ -26,11 +26,26 @@ def check_aliases(apps: Collection[App]) -> Iterator[Problem]:
         place, config = (*app.deployments["Ingress"][0], "user_config"), app.user_config("Ingress")
         aliases = dict(_parsed(Alias, config.get("aliases")))
         fallbacks = dict(_parsed(Fallback, config.get("fallbacks")))
+        tasks |= _taken_on_trust(
+            apps, [*_named(aliases.values()), *fallbacks, *(t for f in fallbacks.values() for t in f.to)]
+        )
         for name, alias in aliases.items():
             yield from _alias((*place, "aliases", name), name, alias, aliases, tasks)
         known = tasks | {name: tasks[alias.models[0]] for name, alias in aliases.items() if alias.models[0] in tasks}
         for name, fallback in fallbacks.items():
             yield from _fallback((*place, "fallbacks", name), name, fallback, known, tasks)
+
+
+def _taken_on_trust(apps: Collection[App], names: Collection[str]) -> dict[str, Task]:
+    """Return the tasks of versions that may well be in folders which this machine does not have."""
+    unseen = {name: spec.task for app in apps for name, spec in app.unseen.items()}
+    return {name: unseen[model] for name in names if (model := name.partition(":")[0]) in unseen}
+
+
+def _named(aliases: Collection[Alias]) -> Iterator[str]:
+    for alias in aliases:
+        yield from alias.targets
+        yield from (shadow.model for shadow in alias.shadows)
 
 
 def _parsed(kind: type[Block], entries: object) -> Iterator[tuple[str, Block]]:

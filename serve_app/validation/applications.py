@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from deployments.discovery import discovered
 from deployments.engines import ENGINES, engine_name, missing_bases
 from deployments.spec import ModelSpec, PoolArgs, PoolConfig
 from serve_app.config import EndpointArgs, EndpointConfig
@@ -40,6 +41,11 @@ class App:
     data: Mapping[str, Any]
     deployments: dict[str, tuple[Place, Mapping[str, Any]]] = field(default_factory=dict)
     models: list[tuple[Place, ModelSpec]] = field(default_factory=list)
+
+    @property
+    def unseen(self) -> dict[str, ModelSpec]:
+        """Models, by name, whose versions are found in a folder that this machine does not have."""
+        return {spec.name: spec for _, spec in self.models if spec.source.version_folders}
 
     def args(self) -> PoolArgs | EndpointArgs | None:
         """Return the application's arguments, None where they are wrong."""
@@ -88,7 +94,7 @@ def check_apps(apps: Collection[App]) -> Iterator[Problem]:
         kind = KINDS[app.import_path]
         yield from check_model(kind.args, app.data.get("args") or {}, (*app.place, "args"))
         yield from _deployments(app, kind)
-        for place, spec in app.models:
+        for place, spec in dict(app.models).items():  # one of an entry's versions speaks for all
             yield from _engine(place, spec)
     yield from _routes(apps)
     yield from _references(apps)
@@ -195,4 +201,6 @@ def _right_models(app: App) -> Iterator[tuple[Place, ModelSpec]]:
             spec = ModelSpec.model_validate(entry)
         except ValueError:
             continue  # named by check_model
-        yield (*app.deployments["Pool"][0], "user_config", "models", index), spec
+        place = (*app.deployments["Pool"][0], "user_config", "models", index)
+        versions, _ = discovered([spec])  # those of this machine; the entry itself where it has none
+        yield from ((place, version) for version in versions or [spec])

@@ -21,6 +21,8 @@ def check_versions(apps: Collection[App]) -> Iterator[Problem]:
         left = {spec.name for spec in offered(specs, parsed).values()}
         for name in parsed:
             place = (*app.deployments["Pool"][0], "user_config", "versions", name)
+            if name in app.unseen:
+                continue
             if name not in names:
                 yield Problem(place, "this pool has no model of this name", near=nearest(name, names))
             elif name not in left:

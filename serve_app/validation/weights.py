@@ -33,6 +33,8 @@ def check_files(place: Place, spec: ModelSpec, *, hashes_files: bool) -> Iterato
     path = local_path(source)
     if path is None:
         yield Problem((*where, "package"), "no such package is installed on this machine", source.package)
+    elif source.version_folders and path.exists():
+        yield Problem((*where, "path"), f"{path} holds no folder whose name could be a version", source.path)
     elif not path.exists():
         siblings = [entry.name for entry in path.parent.glob("*")]
         near = str(Path(source.path or "").with_name(name)) if (name := nearest(path.name, siblings)) else ""

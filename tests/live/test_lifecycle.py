@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -113,6 +114,28 @@ def test_a_fresh_ingress_replica_stands_where_the_one_before_stood(endpoint: Liv
             assert (answer.status_code, answer.json().get("model_version")) == (200, "1"), answer.text
             stands.add(answer.headers["x-request-id"])
     assert len(stands) == 20
+    endpoint.deploy(deployed("echo:1"))
+
+
+def test_a_version_that_comes_into_the_folder_is_found_by_load_and_then_the_default(
+    endpoint: Live, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    entry = echo("found") | {"source": {"path": str(tmp_path), "version_folders": True}}
+    del entry["version"]
+    parsed = deployed("echo:1", *MODELS, entry)
+    parsed["applications"][1]["deployments"][1]["user_config"]["versions"] = {"found": {"latest": 1}}
+    endpoint.deploy(parsed)
+    deadline = time.monotonic() + 30
+    while ask(endpoint, "found").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (tmp_path / "2").mkdir()
+    assert ask(endpoint, "found").json()["model_version"] == "1"
+    answer = order(endpoint, "found/load")
+    assert answer.status_code == 200, answer.text
+    assert index(endpoint)["found:2"] == ("READY", "")
+    assert ask(endpoint, "found").json()["model_version"] == "2"
     endpoint.deploy(deployed("echo:1"))
 
 

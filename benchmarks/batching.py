@@ -76,7 +76,7 @@ class Ours:
         self._engine = engine
         limits = BatchLimits(max_items=MAX_ITEMS, max_queue_items=10**6)
         clock = asyncio.get_running_loop().time
-        self._queue = BatchQueue(self._run, limits, Turns(clock).of("minilm"), clock, is_packed=is_packed)
+        self._queue = BatchQueue(self._run, limits, Turns(clock).of("minilm"), clock, is_packed=lambda: is_packed)
 
     async def embed(self, tokens: int) -> None:
         (future,) = self._queue.submit([Item(tokens, tokens)], math.inf)

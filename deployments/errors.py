@@ -2,7 +2,8 @@
 
     ServeError                  500 internal
     ├── InvalidInput            400 invalid_input          a field is wrong: `field` says which
-    │   └── InputTooLong        400 input_too_long         more tokens or items than the model takes
+    │   ├── InputTooLong        400 input_too_long         more tokens or items than the model takes
+    │   └── EmptyInput          400 empty_input            a list of nothing
     ├── Unauthenticated         401 unauthenticated        no key or token, or one that is not valid (any more)
     ├── PermissionDenied        403 permission_denied      known, but without a scope for this action or model
     ├── ModelNotFound           404 model_not_found
@@ -75,6 +76,12 @@ class InputTooLong(InvalidInput):
     """More tokens or items than the model accepts."""
 
     code = "input_too_long"
+
+
+class EmptyInput(InvalidInput):
+    """Nothing to work on; TEI's clients tell it from wrong input."""
+
+    code = "empty_input"
 
 
 class Unauthenticated(ServeError):

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from deployments.chunks import Chunk, collect
+from deployments.errors import InvalidInput
 from deployments.generation import Adapter, Delta, Generator, Job
 from deployments.loaded import LoadedModel
 from deployments.spec import ModelSpec
 from deployments.stepper import Stepper
 from deployments.tensors import check_inputs, check_output_names
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Timings, Usage
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Operation, Timings, Usage
 from deployments.worker import Worker
 
 
@@ -91,6 +92,10 @@ class GeneratingModel:
         return replace(result, outputs={name: result.outputs[name] for name in request.outputs})
 
     def _prepare(self, request: InferRequest) -> list[Job]:
+        if request.operation is not Operation.INFER:
+            raise InvalidInput(
+                f"model {self.spec.name!r} generates; its tokenizer cannot be asked alone", field="model"
+            )
         check_inputs(request.inputs, self.engine.signature, self.spec.name)
         check_output_names(request.outputs or (), self.engine.signature, self.spec.name)
         jobs = self.engine.prepare(request)

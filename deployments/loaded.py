@@ -12,15 +12,32 @@ import numpy as np
 from deployments.batches import Done
 from deployments.batching import BatchQueue
 from deployments.chunks import Chunk
-from deployments.engines.base import Engine
+from deployments.engines.base import Engine, Tokenizing
 from deployments.errors import EngineFailure, InvalidInput
 from deployments.spec import ModelSpec
 from deployments.tensors import check_inputs, check_output_names
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, Item, Tensors, Timings, Usage
+from deployments.types import (
+    MONOTONIC,
+    Clock,
+    Datatype,
+    InferRequest,
+    InferResult,
+    Item,
+    Operation,
+    Signature,
+    Tensors,
+    TensorSpec,
+    Timings,
+    Usage,
+)
 from deployments.worker import Worker
 
 _QUICK_ITEMS = 16
 _SMOOTHING = 0.1  # weight of the newest request in the running mean of what one costs
+_TOKENIZER = {
+    Operation.TOKENIZE: Signature((TensorSpec("text", Datatype.BYTES, (-1,)),), ()),
+    Operation.DECODE: Signature((TensorSpec("ids", Datatype.BYTES, (-1,)),), ()),
+}
 
 
 class LoadedModel:
@@ -53,6 +70,8 @@ class LoadedModel:
         Raises:
             ServeError: whatever was wrong with this request; never because of another one.
         """
+        if request.operation is not Operation.INFER:
+            return await self._ask_tokenizer(request, load_s)
         started = self._clock()
         is_quick = request.n_items <= _QUICK_ITEMS and request.size_bytes <= self._quick_bytes
         items = self._prepare(request) if is_quick else await self._text.run(self._prepare, request)
@@ -81,6 +100,21 @@ class LoadedModel:
     def stream(self, request: InferRequest, deadline: float, load_s: float = 0.0) -> AsyncGenerator[list[Chunk], None]:
         """Refuse: only generating models (`deployments.generating`) answer piece by piece."""
         raise InvalidInput(f"model {self.spec.name!r} does {self.spec.task}, which does not stream", field="model")
+
+    async def _ask_tokenizer(self, request: InferRequest, load_s: float) -> InferResult:
+        """Answer without the device, and so without its queue."""
+        started = self._clock()
+        outputs = await self._text.run(self._operate, request)
+        timings = Timings(load_s=load_s, prepare_s=self._clock() - started)
+        usage = Usage(n_items=request.n_items)  # no tokens: the model has read none
+        return InferResult(self.spec.name, self.spec.version, outputs, usage, timings, self.spec.digest)
+
+    def _operate(self, request: InferRequest) -> Tensors:
+        if not isinstance(self.engine, Tokenizing):
+            raise InvalidInput(f"model {self.spec.name!r} has no tokenizer that can be asked alone", field="model")
+        check_inputs(request.inputs, _TOKENIZER[request.operation], self.spec.name)
+        answer = self.engine.tokenize if request.operation is Operation.TOKENIZE else self.engine.decode
+        return answer(request)
 
     def _prepare(self, request: InferRequest) -> list[Item]:
         check_inputs(request.inputs, self.engine.signature, self.spec.name)

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.discovery import all_versions, discovered
@@ -20,7 +20,7 @@ from deployments.orders import Order, Orders
 from deployments.residency import Residency
 from deployments.slot import Loader
 from deployments.spec import ModelSpec, PoolConfig, parse_models
-from deployments.types import ModelState, ModelStatus, Signature
+from deployments.types import Facts, ModelState, ModelStatus, Signature
 from deployments.versions import offered
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class _Entry:
     spec: ModelSpec
     signature: Signature
     labels: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=dict)
     pending: ModelSpec | None = None  # being made ready to take over
     task: asyncio.Task[None] | None = None  # loads a pinned model, or makes `pending` ready
     removal: asyncio.TimerHandle | None = None
@@ -197,7 +198,9 @@ class ModelTable:
     def _status(self, key: str, entry: _Entry) -> ModelStatus:
         slot = self._residency.peek(entry.spec)
         if slot is not None and slot.model is not None:
-            entry.signature, entry.labels = slot.model.engine.signature, slot.model.engine.labels
+            engine = slot.model.engine
+            entry.signature, entry.labels = engine.signature, engine.labels
+            entry.facts = getattr(engine, "facts", {})
         reason = self.rejected.get(key, "")
         if slot is not None and slot.error is not None:
             reason = str(slot.error.details.get("reason", slot.error.message))
@@ -215,6 +218,7 @@ class ModelTable:
             reason=reason,
             size_bytes=slot.size_bytes if slot is not None else 0,
             labels=entry.labels,
+            facts=entry.facts,
             max_items=entry.spec.batch.max_items,
             n_ready=1 if state is ModelState.READY else 0,
             digest=entry.spec.digest,

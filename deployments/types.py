@@ -22,6 +22,7 @@ MONOTONIC: Clock = time.monotonic
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]  # by name; a BYTES tensor is an object array whose elements are `bytes`
 Params: TypeAlias = Mapping[str, JsonValue]
+Facts: TypeAlias = Mapping[str, str | int | bool]
 
 
 class Datatype(StrEnum):
@@ -87,6 +88,14 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
 
+class Operation(StrEnum):
+    """What a request asks of its model: an answer, or the work of its tokenizer alone (`engines/vocabulary.py`)."""
+
+    INFER = "infer"
+    TOKENIZE = "tokenize"
+    DECODE = "decode"
+
+
 @dataclass(frozen=True, slots=True)
 class InferRequest:
     """One request, free of any protocol: the same from HTTP, gRPC or a Python caller.
@@ -107,6 +116,7 @@ class InferRequest:
     priority: int = 0
     trace: str = ""
     user: str = ""
+    operation: Operation = Operation.INFER
 
     @property
     def n_items(self) -> int:
@@ -207,6 +217,7 @@ class ModelStatus:
     is_cache_shared: bool = False  # one tenant's answers serve the others too
     moderation: Moderation | None = None
     rows: tuple[str, ...] = ()  # inputs whose rows are answered independently of one another
+    facts: Facts = field(default_factory=dict)  # what else a loaded model says of itself: `max_tokens`, `pooling`, …
     is_leaving: bool = False  # no longer configured: answers only until others have taken its place
 
     @property

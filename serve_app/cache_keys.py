@@ -28,7 +28,8 @@ def keys_of(model: ModelStatus, request: InferRequest) -> Keys | None:
     rows = tuple(name for name in model.rows if name in request.inputs)
     base = blake2b(digest_size=_DIGEST_BYTES)
     owner = None if model.is_cache_shared else request.tenant
-    identity = [model.name, model.version, model.digest, model.task, owner, request.outputs, request.params, rows]
+    asked = [request.operation, request.outputs, request.params, rows]
+    identity = [model.name, model.version, model.digest, model.task, owner, *asked]
     try:
         _write(base, orjson.dumps(identity, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY))
         for name in sorted(request.inputs.keys() - set(rows)):

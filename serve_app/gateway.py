@@ -18,7 +18,7 @@ from deployments.chunks import GENERATIVE_TASKS, Chunk, collect
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.statistics import ModelStatistics
 from deployments.tracing import traceparent
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Timings
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Operation, Timings
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
@@ -192,7 +192,10 @@ class Gateway:
 
     def _plan(self, request: InferRequest, context: Context) -> Plan:
         if self._policies.router is not None:
-            return self._policies.router.plan(request, context)
+            plan = self._policies.router.plan(request, context)
+            if request.operation is Operation.INFER:
+                return plan
+            return replace(plan, fallback=None, shadows=())  # another model's tokens are no answer
         model = self.models.resolve(request.model, request.version)
         return Plan(model.name, model)
 

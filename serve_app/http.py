@@ -30,13 +30,13 @@ from serve_app.cors import Cors
 from serve_app.edges import check_head
 from serve_app.error_headers import headers_of
 from serve_app.middleware import REQUEST_ID, ROUTE, AccessLog, BodyLimit, Packing, TrailingSlash
-from serve_app.protocols import ENDPOINTS, envelope_of
+from serve_app.protocols import ENDPOINTS, dialect_of
 from serve_app.protocols.types import (
     Action,
     Command,
     Counted,
+    Dialect,
     Endpoint,
-    Envelope,
     Models,
     RawRequest,
     Reply,
@@ -113,7 +113,7 @@ class Resource:
         self._rows = dict(rows)
         if "GET" in rows:
             self._rows["HEAD"] = rows["GET"]
-        self._envelope = next(iter(rows.values())).envelope
+        self._dialect = next(iter(rows.values())).dialect
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,13 +143,13 @@ class Resource:
             raw = RawRequest(scope["path_params"], {}, head.headers, body, context.request_id)
             reply = await _answer(row, raw, self._gateway, context, head.limit_s)
         except ServeError as exc:
-            return _error_reply(exc, row.envelope, context)
+            return _error_reply(exc, row.dialect, context)
         except ClientDisconnect:
             raise
         except Exception:
             _log.exception("request %s to %s failed", context.request_id, self._path)
             hidden = ServeError(f"internal error; quote request id {context.request_id!r} to the operator")
-            return _error_reply(hidden, row.envelope, context)
+            return _error_reply(hidden, row.dialect, context)
         if isinstance(reply, Reply):
             context.ended(reply.status)
         return reply
@@ -159,7 +159,7 @@ class Resource:
         error = MethodNotAllowed(
             f"method {context.method} is not allowed here; use {', '.join(allow)}", allow=list(allow)
         )
-        return _error_reply(error, self._envelope, context)
+        return _error_reply(error, self._dialect, context)
 
 
 def _facts(context: Context, path: Mapping[str, str]) -> dict[str, object]:
@@ -185,7 +185,7 @@ class _Nothing:
         context = Context(scope[REQUEST_ID], Door.HTTP, scope["method"])
         path = scope["path"]
         error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
-        await _send(scope, send, _error_reply(error, envelope_of(path), context), context)
+        await _send(scope, send, _error_reply(error, dialect_of(path), context), context)
         self._gateway.record(context)
 
 
@@ -230,9 +230,10 @@ async def _answer(
     return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
 
 
-def _error_reply(error: ServeError, envelope: Envelope, context: Context) -> Reply:
-    context.ended(error.status, error.code)
-    return Reply(envelope(error, context.request_id), error.status, headers=headers_of(error))
+def _error_reply(error: ServeError, dialect: Dialect, context: Context) -> Reply:
+    status = dialect.status(error)
+    context.ended(status, error.code)
+    return Reply(dialect.envelope(error, context.request_id), status, headers=headers_of(error))
 
 
 async def _send(scope: Scope, send: Send, reply: Reply, context: Context) -> None:

@@ -17,6 +17,7 @@ from deployments.types import (
     InferResult,
     ModelState,
     ModelStatus,
+    Operation,
     Signature,
     Task,
     Tensors,
@@ -161,7 +162,10 @@ class FakeGateway:
         if model.task in GENERATIVE_TASKS:
             self.requests.pop()
             return await collect(self.stream(request, context))
-        outputs = self.outputs if self.outputs is not None else ANSWERS[model.task](request.inputs)
+        answer = ANSWERS[model.task] if request.operation is Operation.INFER else SPELLED[request.operation]
+        outputs = self.outputs if self.outputs is not None else answer(request.inputs)
+        if request.params.get("pooled") is False:  # as if each text were one token
+            outputs = {**outputs, "n_tokens": np.ones(request.n_items, np.int64)}
         usage = Usage(request.n_items, 3 * request.n_items)
         result = InferResult(model.name, model.version, outputs, usage, Timings(0.0, 0.001, 0.002, 0.0123456))
         context.answered(result)
@@ -250,4 +254,8 @@ ANSWERS: dict[Task, Callable[[Tensors], Mapping[str, Array]]] = {
     Task.TEXT_RANKING: rank,
     Task.TENSOR: lambda inputs: {"y": inputs["x"] + 1},
     Task.CUSTOM: dict,
+}
+SPELLED: dict[Operation, Callable[[Tensors], Mapping[str, Array]]] = {
+    Operation.TOKENIZE: lambda inputs: {"tokens": text_array(["[]"] * len(inputs["text"]))},
+    Operation.DECODE: lambda inputs: {"text": text_array([ids.decode() for ids in inputs["ids"]])},
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,17 +10,30 @@ import pytest
 from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
 from deployments.orders import Order
 from deployments.statistics import ModelStatistics
-from deployments.types import InferRequest, InferResult, ModelState, ModelStatus, Outcome, PoolStatus, Signature, Task
+from deployments.types import (
+    InferRequest,
+    InferResult,
+    ModelState,
+    ModelStatus,
+    Operation,
+    Outcome,
+    PoolStatus,
+    Signature,
+    Task,
+)
 from serve_app.access import authorise
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context
 from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.lanes import Call, Outcomes
+from serve_app.policies import Answer, Policies, Work
 from serve_app.principals import ANONYMOUS, CLUSTER, NOBODY, Principal, Scope
 from serve_app.protocols.types import Action, Command
 from serve_app.registry import Registry
+from serve_app.routing import Plan
 from serve_app.telemetry import IngressMetrics, render
+from serve_app.traffic_config import Fallback, Shadow
 
 
 class Case:
@@ -179,3 +193,28 @@ async def test_an_alias_is_granted_by_its_own_name_only() -> None:
             continue
         with pytest.raises(PermissionDenied, match="'chat'"):
             authorise(principal, Action.INFER, "chat", model)
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+async def test_only_an_inference_may_be_answered_or_shadowed_by_another_model(operation: Operation) -> None:
+    case = Case()
+    plans: list[Plan] = []
+
+    class Router:
+        def plan(self, request: InferRequest, context: Context) -> Plan:
+            return Plan("m", case.gateway.models.resolve("m"), (Shadow(model="other"),), Fallback(to=("other",)))
+
+    class Layer:
+        async def answer(self, work: Work, compute: Answer) -> InferResult:
+            plans.append(work.plan)
+            return await compute(work)
+
+        def configure(self, config: EndpointConfig) -> None:
+            """Nothing."""
+
+    policies = Policies(router=Router(), layers=(Layer(),))
+    gateway = Gateway(case.gateway.models, Forwarder(case.send), case.counters, case, policies)
+    await gateway.infer(replace(request(), operation=operation), Context(principal=ANONYMOUS))
+    is_inference = operation is Operation.INFER
+    assert (bool(plans[0].shadows), bool(plans[0].fallback)) == (is_inference, is_inference)
+    assert case.calls[0].requests[0].operation is operation

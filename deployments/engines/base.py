@@ -5,8 +5,9 @@ An engine is synchronous and knows nothing of requests in flight, queues or Ray.
 but no method is ever entered twice at once.
 
 Optional attributes: `is_packed = True` where `run` costs the sum of its items, rather than each padded to the
-costliest (it may change in `settle`); `quick_bytes`, the size of a request up to which `prepare` and `finish` take
-less time than a hop between threads (some 0.1 ms): the pool then calls them on its event loop.
+costliest (it may change in `settle`); `facts`, what else clients may want to know of the model (`ModelStatus.facts`);
+`quick_bytes`, the size of a request up to which `prepare` and `finish` take less time than a hop between threads (some
+0.1 ms): the pool then calls them on its event loop.
 """
 
 from collections.abc import Sequence
@@ -73,6 +74,17 @@ class Unsettled(Protocol):
 
     def settle(self) -> None:
         """Find it out. Called in the device thread, between two batches, a moment after the first."""
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An engine whose tokenizer can be asked alone; optional. Called where `prepare` is."""
+
+    def tokenize(self, request: InferRequest) -> Tensors:
+        """Answer `Operation.TOKENIZE`. Raises InvalidInput."""
+
+    def decode(self, request: InferRequest) -> Tensors:
+        """Answer `Operation.DECODE`. Raises InvalidInput."""
 
 
 def unavailable(spec: ModelSpec, reason: str) -> ModelUnavailable:

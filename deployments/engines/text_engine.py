@@ -17,11 +17,12 @@ from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.params import TextParams
 from deployments.engines.parking import Parking
 from deployments.engines.tokens import Encoding, TextTokenizer, Tokens
+from deployments.engines.vocabulary import Vocabulary
 from deployments.spec import ModelSpec
-from deployments.types import Item
+from deployments.types import Facts, Item
 
 
-class TextEngine:
+class TextEngine(Vocabulary):
     """Base of the transformers text families."""
 
     auto_class: ClassVar[Any]
@@ -46,6 +47,11 @@ class TextEngine:
             self._model, self._tokenizer, device, self.reads, self.field
         )
         self.is_packed = self._forward.is_packed
+        self.facts: Facts = {
+            "max_tokens": self._tokenizer.limit,
+            "truncation": spec.truncation,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+        }
 
     def run(self, items: Sequence[Item]) -> Sequence[Any]:
         """Run texts together; return one output a text."""

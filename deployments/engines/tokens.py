@@ -89,16 +89,31 @@ class TextTokenizer:
         """
         return [self._read_ids(text, f"{field}[{index}]", truncate) for index, text in enumerate(texts)]
 
-    def _read_ids(self, text: str, field: str, truncate: bool) -> Tokens:
+    def ids(self, text: str, field: str) -> list[int]:
+        """Return the token ids of a row of numbers. Raises InvalidInput: one is no id of this vocabulary."""
         words = text.split()
         n_known = len(self.tokenizer)
-        if not words or not all(word.isdecimal() and len(word) < 10 and int(word) < n_known for word in words):
-            raise InvalidInput(
-                f"{field}: must be token ids of this model's own vocabulary, 0 to {n_known - 1}", field=field
-            )
-        if len(words) > self.limit and not truncate:
-            raise self._too_long(field, len(words), False)
-        ids = [int(word) for word in words[: self.limit]]
+        if not all(word.isdecimal() and len(word) < 10 and int(word) < n_known for word in words):
+            raise _no_ids(field, n_known)
+        return [int(word) for word in words]
+
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Encoding]:
+        """Tokenise texts of any length, with special tokens around them or without."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=special, truncation=False, verbose=False)
+        return list(encoded.encodings)
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """Return the text of each row of token ids."""
+        # NOTE: not `tokenizer.decode`, which may tidy spaces up besides.
+        return list(self.tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special))
+
+    def _read_ids(self, text: str, field: str, truncate: bool) -> Tokens:
+        ids = self.ids(text, field)
+        if not ids:
+            raise _no_ids(field, len(self.tokenizer))
+        if len(ids) > self.limit and not truncate:
+            raise self._too_long(field, len(ids), False)
+        ids = ids[: self.limit]
         return Tokens(ids, [0] * len(ids))
 
     def pad(self, rows: Sequence[Tokens], device: str) -> dict[str, torch.Tensor]:
@@ -140,6 +155,10 @@ class TextTokenizer:
             n_tokens=n_tokens,
             max_tokens=self.limit,
         )
+
+
+def _no_ids(field: str, n_known: int) -> InvalidInput:
+    return InvalidInput(f"{field}: must be token ids of this model's own vocabulary, 0 to {n_known - 1}", field=field)
 
 
 def token_limit(*limits: int | None) -> int:

@@ -18,6 +18,8 @@ from serve_app.protocols import (
     rerank,
     service,
     tei,
+    tei_info,
+    tei_tokens,
     v1,
     v2,
     v2_absent,
@@ -30,10 +32,10 @@ from serve_app.protocols import (
 from serve_app.protocols.json_body import dump
 from serve_app.protocols.openapi import document
 from serve_app.protocols.openapi_model import model_document
-from serve_app.protocols.types import Action, Dialect, Endpoint, Envelope, Models, RawRequest, Reply
+from serve_app.protocols.types import Action, Dialect, Endpoint, Models, RawRequest, Reply
 from serve_app.protocols.v2_errors import MODEL, V2, VERSION
 
-__all__ = ["ENDPOINTS", "envelope_of"]
+__all__ = ["ENDPOINTS", "dialect_of"]
 
 
 @cache
@@ -66,6 +68,8 @@ _OPENAI_ROWS: tuple[Endpoint, ...] = (
     *openai.ROWS,
 )
 
+_TEI_ROWS: tuple[Endpoint, ...] = (*tei.ROWS, *tei_tokens.ROWS, *tei_info.ROWS)
+
 ENDPOINTS: tuple[Endpoint, ...] = (
     *native.ROWS,
     *v1.ROWS,  # before OpenAI's: `/v1/models/{id:path}` would take `/v1/models/m:predict`
@@ -73,7 +77,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *(replace(row, path=f"/openai{row.path}") for row in _OPENAI_ROWS),  # where KServe has them
     *classify.ROWS,
     *rerank.ROWS,
-    *tei.ROWS,
+    *_TEI_ROWS,
+    *(replace(row, path=f"/tei/{{model}}{row.path}") for row in _TEI_ROWS),  # its clients name no model
     *v2.ROWS,
     *v2_generate.ROWS,
     *v2_statistics.ROWS,
@@ -89,7 +94,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 _DIALECTS: dict[str, Dialect] = {prefix: row.dialect for row in ENDPOINTS for prefix in row.dialect.prefixes}
 
 
-def envelope_of(path: str) -> Envelope:
-    """Return the error envelope of the protocol a path belongs to, whether or not there is such a path."""
+def dialect_of(path: str) -> Dialect:
+    """Return the dialect of the protocol a path belongs to, whether or not there is such a path."""
     fitting = [prefix for prefix in _DIALECTS if path == prefix or path.startswith(f"{prefix}/")]
-    return _DIALECTS[max(fitting, key=len)].envelope if fitting else native.envelope
+    return _DIALECTS[max(fitting, key=len)] if fitting else native.NATIVE

@@ -4,26 +4,18 @@ Called through the rows in `ENDPOINTS`. When an answer was made is not told: `cr
 """
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import ConfigDict, Field, JsonValue
 
 from deployments.errors import InvalidInput
 from deployments.types import InferRequest, InferResult, ModelStatus, Task, text_array
 from serve_app.protocols.choosing import model_for
 from serve_app.protocols.json_body import Wire, dump, parse_body
 from serve_app.protocols.openai_errors import OPENAI
+from serve_app.protocols.text_inputs import Texts, read_texts
 from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Render, Reply
-
-MAX_TEXTS = 2048
-_TEXTS: Any = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_TEXTS},
-    ]
-}
-Texts = Annotated[JsonValue, WithJsonSchema(_TEXTS)]
 
 
 class ClassifyRequest(Wire):
@@ -126,20 +118,6 @@ ROWS = (
     _score("/score", summary="Score texts against one, or pair by pair (vLLM)"),
     _score("/v1/score", summary="Score texts against one, or pair by pair (vLLM, Ray LLM)"),
 )
-
-
-def read_texts(value: JsonValue, field: str) -> list[str]:
-    """Return one text or several. Raises InvalidInput."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not 0 < len(texts) <= MAX_TEXTS:
-        raise InvalidInput(f"{field}: must be a string or a list of 1 to {MAX_TEXTS} strings", field=field)
-    checked: list[str] = []
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text:
-            where = field if isinstance(value, str) else f"{field}[{index}]"
-            raise InvalidInput(f"{where}: must be a string, not empty", field=where)
-        checked.append(text)
-    return checked
 
 
 def _render_classes(status: ModelStatus, is_infinity: bool, request_id: str, result: InferResult) -> Reply:

@@ -18,12 +18,12 @@ from serve_app.protocols.choosing import model_for
 from serve_app.protocols.json_body import dump, parse_body
 from serve_app.protocols.openai_errors import OPENAI
 from serve_app.protocols.openai_schema import (
-    MAX_INPUTS,
     EmbeddingsRequest,
     EmbeddingsResponse,
     OpenAIModel,
     OpenAIModelList,
 )
+from serve_app.protocols.text_inputs import read_texts_or_ids
 from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Render, Reply
 
 OWNER = "model-endpoint"
@@ -32,7 +32,7 @@ OWNER = "model-endpoint"
 def parse_embeddings(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /v1/embeddings`."""
     body = parse_body(raw.body, EmbeddingsRequest)
-    texts, are_ids = _texts(body.input)
+    texts, are_ids = read_texts_or_ids(body.input, "input")
     name, _ = model_for(body.model, (Task.FEATURE_EXTRACTION,), models, "embeddings")
     params: dict[str, JsonValue] = {"token_ids": True} if are_ids else {}
     inputs = {"text": text_array(texts)}
@@ -98,39 +98,6 @@ def cut(vectors: Array, dimensions: int | None, *, normalize: bool = True) -> Ar
     norms = np.linalg.norm(short, axis=1, keepdims=True)
     normalised: Array = np.divide(short, norms, out=np.zeros_like(short), where=norms > 0)
     return normalised
-
-
-def _texts(value: JsonValue) -> tuple[list[str], bool]:
-    """Return the texts of any of the four forms, token ids as numbers with spaces between; and whether they are ids."""
-    if isinstance(value, str):
-        return [_text(value, "input")], False
-    if not isinstance(value, list) or not value:
-        raise InvalidInput("input: must be a string, token ids, or a list of either, not empty", field="input")
-    if _is_id(value[0]):
-        return [_ids(value, "input")], True
-    if len(value) > MAX_INPUTS:
-        raise InvalidInput(f"input: has {len(value)} texts, at most {MAX_INPUTS}", field="input")
-    if isinstance(value[0], list):
-        return [_ids(ids, f"input[{index}]") for index, ids in enumerate(value)], True
-    return [_text(text, f"input[{index}]") for index, text in enumerate(value)], False
-
-
-def _text(value: JsonValue, field: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{field}: must be a string", field=field)
-    if not value:
-        raise InvalidInput(f"{field}: must not be an empty string", field=field)
-    return value
-
-
-def _ids(value: JsonValue, field: str) -> str:
-    if not isinstance(value, list) or not value or not all(_is_id(token) for token in value):
-        raise InvalidInput(f"{field}: must be a list of token ids, whole numbers from 0, not empty", field=field)
-    return " ".join(map(str, value))
-
-
-def _is_id(value: JsonValue) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _render(encoding_format: str, dimensions: int | None, result: InferResult) -> Reply:

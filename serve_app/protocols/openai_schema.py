@@ -8,17 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from serve_app.protocols.json_body import Wire
+from serve_app.protocols.text_inputs import TextsOrIds
 
-MAX_INPUTS = 2048
-_INPUT: Any = {
-    "title": "Input",
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_INPUTS},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "minItems": 1},
-    ],
-}
 _EMBEDDING: Any = {
     "title": "Embedding",
     "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string", "contentEncoding": "base64"}],
@@ -33,7 +24,7 @@ class EmbeddingsRequest(Wire):
     )
 
     model: str = Field(min_length=1)
-    input: Annotated[Any, WithJsonSchema(_INPUT)]
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1, description="cut each vector to this length and normalise it")
     user: str | None = None

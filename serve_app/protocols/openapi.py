@@ -31,6 +31,10 @@ _INFER_ERRORS = {
     429: "too much is waiting, or a limit is used up; Retry-After says when to come back",
     504: "the deadline passed",
 }
+_OTHERS = {  # where a dialect has other statuses
+    422: "the request is wrong; the message names the field",
+    424: "the model failed, or cannot do this",
+}
 _NOT_SERVED = {501: "this part of the protocol is not served; the message says what is instead"}
 _RETRY_AFTER = {"Retry-After": "seconds, where the wait is known"}
 _INFER_HEADERS = {
@@ -128,7 +132,8 @@ def _errors(row: Endpoint) -> dict[int, str]:
         **(_KEY_ERRORS if row.action is not Action.OPEN else {}),
         **(_BODY_ERRORS if row.method == "POST" else {}),
         **(_INFER_ERRORS if row.parse else {}),
-        **({} if row.is_served else _NOT_SERVED),
+        **({} if row.is_served or "not_served" in row.dialect.statuses else _NOT_SERVED),
+        **{status: _OTHERS[status] for status in row.dialect.statuses.values()},
     }
 
 

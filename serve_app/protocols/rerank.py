@@ -118,7 +118,7 @@ def envelope(error: ServeError, request_id: str) -> bytes:
 def parse_rerank(version: str, shows_documents: bool, raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read a rerank request; `shows_documents` is this path's default."""
     body = parse_body(raw.body, RerankRequest)
-    name, _ = model_for(body.model, (Task.TEXT_RANKING,), models, "rerank requests")
+    name, _ = model_for(raw.path.get("model", body.model), (Task.TEXT_RANKING,), models, "rerank requests")
     texts = [_text(document, index, body.rank_fields) for index, document in enumerate(body.documents)]
     if not 0 < len(texts) <= MAX_DOCUMENTS:
         raise InvalidInput(f"documents: has {len(texts)}, must be 1 to {MAX_DOCUMENTS}", field="documents")

@@ -34,7 +34,8 @@ def render_outputs(task: Task, outputs: Tensors) -> Rendered:
 
 
 def _vectors(outputs: Tensors) -> Rendered:
-    return np.ascontiguousarray(_wide(outputs["embedding"]))
+    vectors = np.ascontiguousarray(_wide(outputs["embedding"]))
+    return np.split(vectors, np.cumsum(outputs["n_tokens"])[:-1]) if "n_tokens" in outputs else vectors  # by text
 
 
 def _records(*fields: str) -> Renderer:

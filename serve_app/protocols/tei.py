@@ -1,63 +1,58 @@
-"""Text Embeddings Inference's native routes: `/embed`, `/predict`, `/rerank`, `/similarity`, `/info`.
+"""Text Embeddings Inference's native routes that run a model: to embed, classify, rank and compare texts.
 
-Called through the rows in `ENDPOINTS`. TEI serves one model; here `model` may name one, and may be left out where there
-is one for the task. `/rerank` is Jina's and vLLM's, too: a body with `documents` is theirs (`rerank`).
+Called through the rows in `ENDPOINTS`. TEI serves one model; here `model` may name one, so may the path (`/tei/{model}`
+before each route), and both may be left out where there is one for the task. `/rerank` is Jina's and vLLM's, too: a
+body with `documents` is theirs (`rerank`).
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
-from deployments.errors import InvalidInput, ServeError
+from deployments.errors import InvalidInput
 from deployments.types import InferRequest, InferResult, Task, text_array
-from serve_app import __version__
-from serve_app.protocols.choosing import model_for
-from serve_app.protocols.classify import read_texts
 from serve_app.protocols.json_body import dump, parse_body, parse_json
 from serve_app.protocols.openai import cut
 from serve_app.protocols.rerank import best_first, parse_rerank
+from serve_app.protocols.tei_errors import TEI
+from serve_app.protocols.tei_model import not_empty, tei_model
 from serve_app.protocols.tei_schema import (
+    EmbedAllRequest,
     EmbedRequest,
-    Info,
     Predictions,
     PredictTexts,
     RankingRequest,
     Ranks,
     Similarities,
     SimilarityRequest,
-    TeiError,
     TeiRerankRequest,
+    TokenVectors,
     Vectors,
 )
-from serve_app.protocols.types import Action, Dialect, Endpoint, Models, RawRequest, Render, Reply
+from serve_app.protocols.text_inputs import read_texts_or_ids
+from serve_app.protocols.types import Action, Endpoint, Models, RawRequest, Render, Reply
 
 _EMBEDDING, _CLASSES, _RANKING = Task.FEATURE_EXTRACTION, Task.TEXT_CLASSIFICATION, Task.TEXT_RANKING
-_TYPES = {400: "Validation", 413: "Validation", 404: "NotFound", 429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
-
-
-def envelope(error: ServeError, request_id: str) -> bytes:
-    """Render an error."""
-    kind = _TYPES.get(error.status, "Backend")
-    return dump({"error": error.message, "error_type": kind, "code": error.code, "request_id": request_id})
 
 
 def parse_embed(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /embed`."""
     body = parse_body(raw.body, EmbedRequest)
-    texts = read_texts(body.inputs, "inputs")
-    name, _ = model_for(body.model, (_EMBEDDING,), models, "embed requests")
-    params = _params(body.truncate, normalize=body.normalize)
-    request = InferRequest(name, {"text": text_array(texts)}, params=params, request_id=raw.request_id)
+    request = _embedding(body, raw, models, normalize=body.normalize)
     return request, partial(_render_vectors, body.dimensions, body.normalize)
+
+
+def parse_embed_all(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
+    """Read `POST /embed_all`."""
+    return _embedding(parse_body(raw.body, EmbedAllRequest), raw, models, pooled=False), _render_token_vectors
 
 
 def parse_predict(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /predict`."""
     body = parse_body(raw.body, PredictTexts)
     texts, pairs, is_batch = _pairs(body.inputs)
-    name, _ = model_for(body.model, (_CLASSES,), models, "predict requests")
+    name = tei_model(raw, body.model, (_CLASSES,), models, "predict requests")
     inputs = {"text": text_array(texts)} | ({"text_pair": text_array(pairs)} if pairs else {})
     params = _params(body.truncate)
     if body.raw_scores:
@@ -71,7 +66,8 @@ def parse_ranking(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
     if isinstance(given, dict) and "documents" in given:
         return parse_rerank("1", True, raw, models)
     body = parse_body(raw.body, TeiRerankRequest)
-    name, _ = model_for(body.model, (_RANKING,), models, "rerank requests")
+    not_empty(body.texts, "texts")
+    name = tei_model(raw, body.model, (_RANKING,), models, "rerank requests")
     inputs = {"query": text_array([body.query]), "text": text_array(body.texts)}
     params = _params(body.truncate)
     if body.raw_scores:
@@ -83,42 +79,30 @@ def parse_ranking(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
 def parse_similarity(raw: RawRequest, models: Models) -> tuple[InferRequest, Render]:
     """Read `POST /similarity`."""
     body = parse_body(raw.body, SimilarityRequest)
-    name, _ = model_for(body.model, (_EMBEDDING,), models, "similarity requests")
+    not_empty(body.inputs.sentences, "inputs.sentences")
+    name = tei_model(raw, body.model, (_EMBEDDING,), models, "similarity requests")
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     params = _params(body.parameters.truncate, normalize=True)
+    if body.parameters.prompt_name is not None:
+        params["prompt_name"] = body.parameters.prompt_name
     request = InferRequest(name, {"text": text_array(texts)}, params=params, request_id=raw.request_id)
     return request, _render_similarity
 
 
-def info(raw: RawRequest, models: Models) -> Reply:
-    """Answer `GET /info`: the first model that TEI could serve, or what there is."""
-    kinds = {_EMBEDDING: "embedding", _CLASSES: "classifier", _RANKING: "reranker"}
-    found = next((status for status in models.all() if status.task in kinds), None)
-    kind: dict[str, Any] = {}
-    if found is not None:
-        labels = dict(enumerate(found.labels))
-        kind = {kinds[found.task]: {"id2label": labels} if found.task is _CLASSES else {}}
-    body = {
-        "model_id": found.name if found else "",
-        "model_dtype": None,
-        "served_model_name": found.name if found else "",
-        "model_type": kind,
-        "max_client_batch_size": 2048,
-        "auto_truncate": False,
-        "version": __version__,
-    }
-    return Reply(dump(body))
-
-
-TEI = Dialect(
-    "Text Embeddings Inference", envelope, TeiError, ("/embed", "/predict", "/rerank", "/similarity", "/info")
-)
 _post = partial(Endpoint, "POST", action=Action.INFER, dialect=TEI)
 ROWS = (
     _post("/embed", summary="Embed texts (TEI)", parse=parse_embed, request=EmbedRequest, response=Vectors),
     _post(
+        "/embed_all",
+        summary="Embed the tokens of texts (TEI)",
+        parse=parse_embed_all,
+        request=EmbedAllRequest,
+        response=TokenVectors,
+    ),
+    _post(
         "/predict",
         summary="Classify texts or pairs (TEI)",
+        example_model="mood",
         parse=parse_predict,
         request=PredictTexts,
         response=Predictions,
@@ -126,6 +110,7 @@ ROWS = (
     _post(
         "/rerank",
         summary="Rank texts (TEI) or documents (Jina, vLLM)",
+        example_model="rank",
         parse=parse_ranking,
         request=RankingRequest,
         response=Ranks,
@@ -137,8 +122,23 @@ ROWS = (
         request=SimilarityRequest,
         response=Similarities,
     ),
-    Endpoint("GET", "/info", Action.READ, "What is served (TEI)", TEI, answer=info, response=Info),
 )
+
+
+def _embedding(
+    body: EmbedRequest | EmbedAllRequest, raw: RawRequest, models: Models, **params: JsonValue
+) -> InferRequest:
+    not_empty(body.inputs, "inputs")
+    texts, are_ids = read_texts_or_ids(body.inputs, "inputs")
+    name = tei_model(raw, body.model, (_EMBEDDING,), models, "embed requests")
+    params = _params(body.truncate, **params)
+    if are_ids:
+        params["token_ids"] = True
+    if body.prompt_name is not None:
+        if are_ids:
+            raise InvalidInput("prompt_name: goes with texts, not with token ids", field="prompt_name")
+        params["prompt_name"] = body.prompt_name
+    return InferRequest(name, {"text": text_array(texts)}, params=params, request_id=raw.request_id)
 
 
 def _params(truncate: bool | None, **more: JsonValue) -> dict[str, JsonValue]:
@@ -171,6 +171,11 @@ def _pairs(inputs: JsonValue) -> tuple[list[str], list[str], bool]:
 def _render_vectors(dimensions: int | None, normalize: bool, result: InferResult) -> Reply:
     vectors = np.asarray(result.outputs["embedding"], np.float32)
     return Reply(dump(np.ascontiguousarray(cut(vectors, dimensions, normalize=normalize))))
+
+
+def _render_token_vectors(result: InferResult) -> Reply:
+    vectors = np.ascontiguousarray(result.outputs["embedding"], np.float32)
+    return Reply(dump(np.split(vectors, np.cumsum(result.outputs["n_tokens"])[:-1])))
 
 
 def _render_classes(is_batch: bool, result: InferResult) -> Reply:

@@ -7,11 +7,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, RootModel, WithJsonSchema
 
-from serve_app.protocols.classify import Texts
 from serve_app.protocols.json_body import Wire
 from serve_app.protocols.rerank import RerankRequest, RerankResponse
+from serve_app.protocols.text_inputs import MAX_TEXTS, Texts, TextsOrIds
 
+_IDS: Any = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_ID_ROWS: Any = {
+    "anyOf": [{**_IDS, "minItems": 1}, {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_TEXTS}]
+}
 _PAIRS: Any = {"anyOf": [{"type": "string"}, {"type": "array", "items": {}, "minItems": 1}]}
+
+_PROMPT = "one of the model's own prompts, put before each text"
+
+
+def _strings(n_most: int) -> Any:
+    return {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": n_most}
 
 
 class _Common(Wire):
@@ -25,10 +35,19 @@ class EmbedRequest(_Common):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "minilm", "inputs": ["a cat", "a dog"]}]})
 
-    inputs: Texts
+    inputs: TextsOrIds
     normalize: bool = True
     dimensions: int | None = Field(default=None, ge=1)
-    prompt_name: None = Field(default=None, description="prompts are part of the model's files here")
+    prompt_name: str | None = Field(default=None, description=_PROMPT)
+
+
+class EmbedAllRequest(_Common):
+    """Texts whose tokens are to be embedded."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "minilm", "inputs": "a cat"}]})
+
+    inputs: TextsOrIds
+    prompt_name: str | None = Field(default=None, description=_PROMPT)
 
 
 class PredictTexts(_Common):
@@ -48,7 +67,7 @@ class TeiRerankRequest(_Common):
     )
 
     query: str = Field(min_length=1)
-    texts: Annotated[list[str], Field(min_length=1, max_length=2048)]
+    texts: Annotated[list[str], WithJsonSchema(_strings(MAX_TEXTS)), Field(max_length=MAX_TEXTS)]
     raw_scores: bool = False
     return_text: bool = False
 
@@ -63,7 +82,7 @@ class SimilarityInputs(Wire):
     """One sentence and those it is compared with."""
 
     source_sentence: str = Field(min_length=1)
-    sentences: Annotated[list[str], Field(min_length=1, max_length=2047)]
+    sentences: Annotated[list[str], WithJsonSchema(_strings(MAX_TEXTS - 1)), Field(max_length=MAX_TEXTS - 1)]
 
 
 class SimilarityParameters(Wire):
@@ -71,7 +90,7 @@ class SimilarityParameters(Wire):
 
     truncate: bool | None = None
     truncation_direction: Literal["right", "Right"] = "right"
-    prompt_name: None = None
+    prompt_name: str | None = Field(default=None, description=_PROMPT)
 
 
 class SimilarityRequest(Wire):
@@ -86,6 +105,49 @@ class SimilarityRequest(Wire):
     model: str | None = None
     inputs: SimilarityInputs
     parameters: SimilarityParameters = SimilarityParameters()
+
+
+class TokenizeRequest(Wire):
+    """Texts to be taken apart."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "minilm", "inputs": "a cat"}]})
+
+    model: str | None = None
+    inputs: Texts
+    add_special_tokens: bool = True
+    prompt_name: str | None = Field(default=None, description=_PROMPT)
+
+
+class DecodeRequest(Wire):
+    """Token ids to be put together."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "minilm", "ids": [101, 1037, 4937, 102]}]})
+
+    model: str | None = None
+    ids: Annotated[JsonValue, WithJsonSchema(_ID_ROWS)]
+    skip_special_tokens: bool = True
+
+
+class Token(Wire):
+    """One token; where it stands in the text, in characters."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class TokenizedTexts(RootModel[list[list[Token]]]):
+    """The tokens of each text."""
+
+
+class DecodedTexts(RootModel[list[str]]):
+    """A text a row of token ids."""
+
+
+class TokenVectors(RootModel[list[list[list[float | None]]]]):
+    """A vector a token, text by text."""
 
 
 class Vectors(RootModel[list[list[float | None]]]):
@@ -120,21 +182,20 @@ class Similarities(RootModel[list[float | None]]):
 
 
 class Info(Wire):
-    """What is served, as TEI tells it."""
+    """What is served, as TEI tells it; null is not known, or does not exist here."""
 
     model_id: str
+    model_sha: str | None
     model_dtype: str | None
     served_model_name: str
     model_type: dict[str, Any]
+    max_concurrent_requests: int | None
+    max_input_length: int | None
+    max_batch_tokens: int | None
+    max_batch_requests: int | None
     max_client_batch_size: int
     auto_truncate: bool
+    tokenization_workers: int
     version: str
-
-
-class TeiError(Wire):
-    """An error of TEI."""
-
-    error: str
-    error_type: str
-    code: str
-    request_id: str
+    sha: str | None
+    docker_label: str | None

@@ -112,12 +112,20 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One family of clients: how its errors look. Paths under `prefixes` that no row has are answered in it too."""
+    """One family of clients: how its errors look. Paths under `prefixes` that no row has are answered in it too.
+
+    `statuses` are HTTP statuses by error code, where they are others than the error's own.
+    """
 
     tag: str
     envelope: Envelope
     error: type[BaseModel]
     prefixes: tuple[str, ...] = ()
+    statuses: Mapping[str, int] = field(default_factory=dict)
+
+    def status(self, error: ServeError) -> int:
+        """Return the HTTP status of an error."""
+        return self.statuses.get(error.code, error.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,3 @@ class Endpoint:
     example_model: str = "minilm"  # what the document shows for {model}
     streams: Literal["never", "asked", "always"] = "never"  # as server-sent events
     is_served: bool = True  # False: refused with 501, always
-
-    @property
-    def envelope(self) -> Envelope:
-        """How this row's errors are written."""
-        return self.dialect.envelope

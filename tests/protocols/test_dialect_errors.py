@@ -1,4 +1,4 @@
-"""The same failure in every dialect: the right status, in the envelope that its clients read."""
+"""The same failure in every dialect: the status and the envelope that its clients read; TEI has statuses of its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,11 @@ import pytest
 from edge_fakes import FakeGateway
 
 from deployments.errors import (
+    BodyTooLarge,
     DeadlineExceeded,
+    EmptyInput,
     EngineFailure,
+    InputTooLong,
     InvalidInput,
     ModelNotFound,
     ModelUnavailable,
@@ -36,12 +39,21 @@ DIALECTS: dict[str, tuple[str, Any, Callable[[Any], str]]] = {
     "vllm": ("/score", {"text_1": "a", "text_2": "b"}, lambda body: body["error"]["message"]),
     "rerank": ("/v2/rerank", {"query": "q", "documents": ["a"]}, lambda body: body["message"]),
     "tei": ("/embed", {"inputs": "a"}, lambda body: body["error"]),
+    "tei-model": ("/tei/mood/predict", {"inputs": "a"}, lambda body: body["error"]),
+    "tei-tokens": ("/tei/minilm/tokenize", {"inputs": "a"}, lambda body: body["error"]),
+    "tei-rerank": ("/rerank", {"query": "q", "texts": ["a"]}, lambda body: body["error"]),
+    "jina": ("/rerank", {"query": "q", "documents": ["a"]}, lambda body: body["error"]),  # a path it shares with TEI
 }
+TEIS = {"tei", "tei-model", "tei-tokens", "tei-rerank", "jina"}
+TEI_STATUSES: dict[type[ServeError], int] = {InvalidInput: 422, InputTooLong: 422, EngineFailure: 424}
 ERRORS: list[tuple[ServeError, int]] = [
     (InvalidInput("x: is wrong", field="x"), 400),
+    (InputTooLong("x: is too long", field="x"), 400),
+    (EmptyInput("x: is empty", field="x"), 400),
     (Unauthenticated("a key is needed"), 401),
     (PermissionDenied("not for you"), 403),
     (ModelNotFound("unknown model: 'm' is not found"), 404),
+    (BodyTooLarge("too large"), 413),
     (Overloaded("full", retry_after_s=1.2), 429),
     (EngineFailure("the model failed"), 500),
     (ModelUnavailable("cannot be loaded", reason="no file"), 503),
@@ -59,7 +71,8 @@ async def test_a_failure_has_its_status_and_envelope(
     assert (await client.post(path, json=body)).status_code == 200
     gateway.error = error
     response = await client.post(path, json=body)
-    assert response.status_code == code
+    assert response.status_code == (TEI_STATUSES.get(type(error), code) if dialect in TEIS else code)
+    assert gateway.recorded[-1].status == response.status_code
     assert response.headers["content-type"] == "application/json"
     assert error.message in message(response.json())
     if error.retry_after_s is not None:
@@ -69,11 +82,11 @@ async def test_a_failure_has_its_status_and_envelope(
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_bodies_that_are_nothing_are_400_everywhere(client: httpx.AsyncClient, dialect: str) -> None:
+async def test_bodies_that_are_nothing_are_wrong_input_everywhere(client: httpx.AsyncClient, dialect: str) -> None:
     path, _, message = DIALECTS[dialect]
     for content in (b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 200):
         response = await client.post(path, content=content)
-        assert response.status_code == 400
+        assert response.status_code == (422 if dialect in TEIS else 400)
         assert message(response.json()).startswith("body: ")
 
 

@@ -142,7 +142,7 @@ async def test_tei(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     gateway.outputs = {"embedding": np.array([[1, 0], [0.5, 0.5], [0, 1]], np.float32)}
     body = {"inputs": {"source_sentence": "a", "sentences": ["b", "c"]}}
     assert await post(client, "/similarity", body) == [0.5, 0.0]
-    assert (await client.get("/info")).json()["model_type"] == {"embedding": {}}
+    assert (await client.get("/info")).json()["model_type"] == {"embedding": {"pooling": None}}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ async def test_tei_predict_reads_texts_and_pairs(
 @pytest.mark.parametrize("inputs", [[], "", [["a"], ["b", "c"]], [["a", "b", "c"]], ["a", "b", "c"], [[1]], 4])
 async def test_tei_predict_refuses_what_is_neither(client: httpx.AsyncClient, inputs: object) -> None:
     response = await client.post("/predict", json={"model": "mood", "inputs": inputs})
-    assert response.status_code == 400
+    assert response.status_code == 422
     assert response.json()["error_type"] == "Validation"
 
 

@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from ray.serve._private.common import ReplicaID
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 _MAX_ORDERS = 10_000
 _SHUNNED_S = 1.0  # how long one that could not be reached is asked last: by then Serve has told whether it died

@@ -3,8 +3,9 @@
 The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that would be
 no step back: a version that answers at once is not left for one that has to load, one that can load is not left for
 one that cannot. Until then the target is `wanted`, and the ingress has it warmed. Moving back is the same step, and
-takes effect at once while the old version is still in memory. An ingress replica that has just started begins where
-the others' record (`standing.py`) says the names stand. Pure; owned by `registry.py`.
+takes effect at once while the old version is still in memory. A name that moved to what then cannot be loaded goes back.
+An ingress replica that has just started begins where the others' record (`standing.py`) says the names stand. Pure;
+owned by `registry.py`.
 
 A target is anything whose model keys `keys_of` can tell: today one `name:version` (or `name`, its newest version).
 """
@@ -31,6 +32,7 @@ class Aliases(Generic[Target]):
         self._keys_of = keys_of
         self._meant: dict[str, Target] = {}
         self._current: dict[str, Target] = {}
+        self._left: dict[str, Target] = {}  # for what has not been warm since: who fails goes back
         self.remembered: Mapping[str, Target] = {}  # what names stood for elsewhere, for those that are new here
 
     def configure(self, meant: Mapping[str, Target], first: Mapping[str, Target] | None = None) -> None:
@@ -41,6 +43,7 @@ class Aliases(Generic[Target]):
         self._meant = dict(meant)
         begin = {**meant, **(first or {}), **self.remembered}
         self._current = {name: self._current.get(name, begin[name]) for name in meant}
+        self._left = {name: target for name, target in self._left.items() if name in meant}
 
     def settle(self, rank: Callable[[str], Rank | None]) -> None:
         """Move every name whose target answers no worse than what it stands for.
@@ -49,8 +52,13 @@ class Aliases(Generic[Target]):
         """
         for name, target in self._meant.items():
             new, old = self._rank(target, rank), self._rank(self._current[name], rank)
-            if new is not None and new >= (Rank.WARM if old is None else old):
-                self._current[name] = target
+            if new is not None and new >= (Rank.WARM if old is None else old) and target != self._current[name]:
+                self._left[name], self._current[name] = self._current[name], target
+                old = new
+            if old is Rank.WARM:
+                self._left.pop(name, None)
+            elif old is Rank.NOT and name in self._left and self._rank(self._left[name], rank):
+                self._current[name] = self._left.pop(name)
 
     def get(self, name: str) -> Target | None:
         """Return what a name stands for now."""

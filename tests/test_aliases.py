@@ -86,6 +86,25 @@ def test_a_cold_name_moves_at_once_there_is_no_warmth_to_lose() -> None:
     assert endpoint.stands_for("prod") == "2"
 
 
+def test_a_cold_name_that_moved_to_what_then_cannot_load_goes_back_to_what_can() -> None:
+    endpoint = Endpoint({"prod": "bert:1"}, v1=COLD, v2=COLD)
+    endpoint.configure({"prod": "bert:2"})
+    endpoint.report(v1=COLD, v2=BROKEN)
+    assert endpoint.stands_for("prod") == "1"
+    endpoint.report(v1=READY, v2=BROKEN)
+    assert endpoint.stands_for("prod") == "1"
+    assert "bert:2 is UNAVAILABLE" in endpoint.registry.readiness().waiting["alias prod"]
+    endpoint.report(v1=READY, v2=READY)
+    assert endpoint.stands_for("prod") == "2"
+
+
+def test_a_name_that_was_warm_where_it_is_does_not_go_back_when_an_operator_unloads_it() -> None:
+    endpoint = Endpoint({"prod": "bert:1"}, v1=READY, v2=READY)
+    endpoint.configure({"prod": "bert:2"})
+    endpoint.report(v1=READY, v2=BROKEN)
+    assert endpoint.stands_for("prod") == "2"
+
+
 def test_a_name_leaves_a_version_that_is_gone() -> None:
     endpoint = Endpoint({"prod": "bert:1"}, v1=READY, v2=COLD)
     endpoint.configure({"prod": "bert:2"})

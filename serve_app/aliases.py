@@ -3,11 +3,9 @@
 The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that would be
 no step back: a version that answers at once is not left for one that has to load, one that can load is not left for
 one that cannot. Until then the target is `wanted`, and the ingress has it warmed. Moving back is the same step, and
-takes effect at once while the old version is still in memory. A name that moved to what then cannot be loaded goes back.
-An ingress replica that has just started begins where the others' record (`standing.py`) says the names stand. Pure;
-owned by `registry.py`.
-
-A target is anything whose model keys `keys_of` can tell: today one `name:version` (or `name`, its newest version).
+takes effect at once while the old version is still in memory. A name that moved to what then cannot be loaded goes
+back. An ingress replica that has just started begins where the others' record (`standing.py`) says the names stand.
+Pure; owned by `registry.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

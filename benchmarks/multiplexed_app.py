@@ -13,7 +13,7 @@ from typing import Any
 from ray import serve
 from starlette.requests import Request
 
-from deployments.engines import load_engine, set_threads
+from deployments.engines import load_engine, set_up_process
 from deployments.spec import ModelSpec
 from deployments.types import InferRequest, text_array
 
@@ -22,7 +22,7 @@ class Models:
     """One replica: at most `max_models` in memory."""
 
     def __init__(self, folder: str) -> None:
-        set_threads(1)
+        set_up_process(1)
         self._folder = Path(folder)
         self._device = ThreadPoolExecutor(1)
         self._n_loads = 0

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic: a wrong yardstick is worse than none."""
 
+import argparse
 import asyncio
 import re
 from itertools import pairwise
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import batching, front_door, growth, virtual_time, wire, workload
+from benchmarks import batching, front_door, growth, multiplex, multiplexed_app, virtual_time, wire, workload
 from benchmarks.bars import bars
 from benchmarks.client import Job, Load, finished
 from benchmarks.endtoend import Results
@@ -167,3 +168,17 @@ def test_variants_are_valid_configs(tmp_path: Path) -> None:
         path = tmp_path / "variant.yaml"
         path.write_text(yaml.safe_dump(variant.config()))
         assert not check_file(path), variant.name
+
+
+def test_both_sides_of_multiplex_get_the_same_memory_and_the_same_arrivals(tmp_path: Path) -> None:
+    size = 17 * 2**20
+    for replicas in (1, 2, 3):
+        args = argparse.Namespace(memory=20, replicas=replicas, models=100)
+        [_, pool] = multiplex.ours(tmp_path, args, size, 0)["applications"]
+        [their] = multiplex.theirs(tmp_path, args)["applications"]
+        assert pool["args"]["budget_bytes"] // size == their["args"]["max_models"] == 20 // replicas
+        assert multiplexed_app.build(their["args"]) is not None
+    plan = multiplex.arrivals(100, 8.0, 300.0)
+    counts = np.bincount([arrival.model for arrival in plan], minlength=100)
+    assert 2200 < len(plan) < 2600
+    assert counts[0] > 1.5 * counts[1] > counts[9]

@@ -43,14 +43,14 @@ class Catalog:
         self._store = store or GcsStore(pool.app_name)
         self._orders: dict[str, Order] | None = None  # None until the store has been read
         self._replicas: frozenset[str] = frozenset()
+        self._offers: frozenset[frozenset[str]] = frozenset()  # what replicas offered when last asked
         self._warming: set[asyncio.Task[None]] = set()
 
     async def status(self) -> PoolStatus:
         """Return what the pool offers, merged over its replicas; nothing while it has none."""
         orders = await self._read()
         answers = await self._ask("status", orders)
-        if len({frozenset(model.key for model in answer.models) for answer in answers}) > 1:
-            await self.discover()  # a new replica found versions in a folder that the others have not looked into since
+        await self._agree(answers)
         status = merge(answers)
         if orders and status.n_replicas:
             await self._keep_up(status, orders)
@@ -59,6 +59,16 @@ class Catalog:
     async def discover(self) -> None:
         """Have every replica look again for versions in the folders of models."""
         await self._ask("discover")
+
+    async def _agree(self, answers: Sequence[PoolStatus]) -> None:
+        """Have replicas look again where they offer different models: one that is new may have found versions.
+
+        Once for each difference: it may also be that a node lacks a folder.
+        """
+        offers = frozenset(frozenset(model.key for model in one.models if not model.is_leaving) for one in answers)
+        if len(offers) > 1 and offers != self._offers:
+            await self.discover()
+        self._offers = offers
 
     async def order(self, order: Order, keys: Sequence[str]) -> None:
         """Load or unload models, and hold every replica to it from now on; returns when it is done.

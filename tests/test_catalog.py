@@ -34,8 +34,10 @@ class Replica:
     drains: int = 0  # questions answered before an unloaded model is really gone
     keys: tuple[str, ...] = ("a:1", "b:1")
     found: tuple[str, ...] = ()  # offered once it has looked for versions
+    n_looks: int = 0
 
     def discover(self) -> None:
+        self.n_looks += 1
         self.keys += self.found
         self.found = ()
 
@@ -180,3 +182,7 @@ async def test_replicas_that_know_different_versions_look_again() -> None:
     catalog = Catalog(cast(DeploymentHandle, pool), Store())
     await catalog.status()
     assert older.keys == newer.keys
+    older.keys = ("a:1",)  # it lacks the folder: looking again finds nothing
+    for _ in range(5):
+        await catalog.status()
+    assert older.n_looks == 2

@@ -3,14 +3,20 @@
     python -m benchmarks.multiplex [--models 100] [--memory 20] [--replicas 2] [--rate 10] [--seconds 60]
 
 The models are one trained masked language model (17 MB) with noise added, saved once each. Arrivals are Poisson, open
-loop: the same requests at the same times for both sides, which take turns. "hot" are the five most popular models.
-Memory is that of weights. With `--ram-models` ours is measured again with room to park so many in the page cache, each
-of which takes under 1 MiB of a replica's own memory. "quiet" is a plan of hot models only, so without loads: what their
-p99 is then. "resident": how many are in memory at the end.
+loop, the same requests at the same distances for every side. All sides are deployed at once and take turns of a few
+seconds, in turning order, so that what else the machine does meets all alike; only one is asked at a time.
+
+theirs    `@serve.multiplexed` (`multiplexed_app.py`)
+ours      a pool with room for as many models; memory is that of weights
+parking   a pool that besides may park `--ram-models` a replica in the page cache (under 1 MiB of its own memory each)
+quiet     the pool `parking`, asked for its hot models only, so without loads: what their p99 is then
+
+"hot" are the five most popular models. "resident": how many are in memory at the end.
 """
 
 import argparse
 import asyncio
+import copy
 import json
 import random
 import re
@@ -25,7 +31,10 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+POOLS = ("ours", "parking")
 N_HOT = 5
+TURN_S = 5.0
+CPUS = 0.05  # that a replica reserves: all sides are there at once, and one works
 TEXT = "the cat [MASK] on the mat"
 
 
@@ -81,48 +90,61 @@ def make_models(folder: Path, n_models: int) -> int:
     return sum(value.numel() * value.element_size() for value in weights.values())
 
 
-def ours(folder: Path, args: argparse.Namespace, size: int, ram_models: int) -> dict[str, Any]:
-    """Return the config of this project: the default one's endpoint, and one pool of all models."""
+def config(folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
+    """Return what is deployed: the default file's endpoint, two pools of all models, and their application."""
     import yaml
 
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    endpoint, _, shared = config["applications"]
+    parsed = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    endpoint, _, shared = parsed["applications"]
     [ingress] = endpoint["deployments"]
-    ingress["user_config"].update(pools={"shared": {"required": True}}, aliases={}, access_log=False)
+    ingress["ray_actor_options"] = {"num_cpus": CPUS}
+    ingress["user_config"].update(pools={name: {"required": True} for name in POOLS}, aliases={}, access_log=False)
     for part in ("keys", "auth", "limits", "cache", "shadows", "fallbacks"):
         ingress["user_config"].pop(part, None)
-    budget = args.memory // args.replicas * size + size // 2
-    shared["args"].update(budget_bytes=budget, ram_bytes=ram_models * size)
-    _, pool = shared["deployments"]
-    pool["num_replicas"] = args.replicas
-    pool["max_ongoing_requests"] = 400
-    pool["user_config"]["models"] = [
-        {"name": f"m{i}", "task": "fill-mask", "source": {"path": str(folder / f"m{i}")}} for i in range(args.models)
+    pools = [pool(copy.deepcopy(shared), name, folder, args, size) for name in POOLS]
+    return {**parsed, "applications": [endpoint, *pools, theirs(folder, args)]}
+
+
+def pool(app: dict[str, Any], name: str, folder: Path, args: argparse.Namespace, size: int) -> dict[str, Any]:
+    """Return one of our pools: its models are named by its first letter and their number."""
+    budget, ram = args.memory // args.replicas * size + size // 2, args.ram_models * size if name == "parking" else 0
+    app["args"].update(budget_bytes=budget, ram_bytes=ram)
+    app["name"] = name
+    _, replicas = app["deployments"]
+    replicas.update(num_replicas=args.replicas, max_ongoing_requests=400, ray_actor_options={"num_cpus": CPUS})
+    replicas["user_config"]["models"] = [
+        {"name": f"{name[0]}{i}", "task": "fill-mask", "source": {"path": str(folder / f"m{i}")}}
+        for i in range(args.models)
     ]
-    return {**config, "applications": [endpoint, shared]}
+    return app
 
 
 def theirs(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the config of the app on `@serve.multiplexed`."""
+    """Return the application on `@serve.multiplexed`."""
     app_args = {"folder": str(folder), "max_models": args.memory // args.replicas, "n_replicas": args.replicas}
-    app = {"name": "theirs", "route_prefix": "/", "import_path": "benchmarks.multiplexed_app:build", "args": app_args}
-    return {"applications": [app]}
+    return {
+        "name": "theirs",
+        "route_prefix": "/theirs",
+        "import_path": "benchmarks.multiplexed_app:build",
+        "args": app_args | {"num_cpus": CPUS},
+    }
 
 
-async def play(url: str, is_ours: bool, plan: list[Arrival]) -> list[Answer]:
-    """Send every request at its time; wait for all answers."""
+async def play(url: str, side: str, plan: list[Arrival]) -> list[Answer]:
+    """Send every request at its time, from the first one's; wait for all answers."""
     limits = httpx.Limits(max_connections=500, max_keepalive_connections=500)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client:
-        began = time.perf_counter()
+        began = time.perf_counter() - plan[0].at_s
 
         async def one(arrival: Arrival) -> Answer:
             await asyncio.sleep(max(0.0, arrival.at_s - (time.perf_counter() - began)))
             sent = time.perf_counter()
             try:
-                if is_ours:
-                    response = await client.post("/v1/predict", json={"model": f"m{arrival.model}", "inputs": [TEXT]})
+                if side == "theirs":
+                    response = await client.post(f"/theirs/m{arrival.model}", content=TEXT.encode())
                 else:
-                    response = await client.post(f"/m{arrival.model}", content=TEXT.encode())
+                    body = {"model": f"{side[0]}{arrival.model}", "inputs": [TEXT]}
+                    response = await client.post("/v1/predict", json=body)
                 status = response.status_code
             except httpx.HTTPError:
                 status = 0
@@ -131,19 +153,19 @@ async def play(url: str, is_ours: bool, plan: list[Arrival]) -> list[Answer]:
         return await asyncio.gather(*map(one, plan))
 
 
-def count_loads(url: str, is_ours: bool) -> int:
-    if not is_ours:
-        return int(httpx.get(f"{url}/loads", timeout=30, trust_env=False).json())
+def count_loads(url: str, side: str) -> int:
+    """Return how many loads from disk a side has done."""
+    if side == "theirs":
+        return int(httpx.get(f"{url}/theirs/loads", timeout=30, trust_env=False).json())
     page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
-    return sum(int(float(n)) for n in re.findall(r"^model_endpoint_loads_total\{.*\} (\S+)$", page, re.MULTILINE))
+    counts = re.findall(rf'^model_endpoint_loads_total\{{.*model="{side[0]}\d+".*\}} (\S+)$', page, re.MULTILINE)
+    return sum(int(float(n)) for n in counts)
 
 
-def look(url: str) -> dict[str, int]:
-    """Return how many of our models are in memory, and what the largest batch took besides."""
-    page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
-    peaks = re.findall(r"^model_endpoint_activation_peak_bytes\{.*\} (\S+)$", page, re.MULTILINE)
+def resident(url: str) -> dict[str, int]:
+    """Return how many models are in memory, by pool."""
     states = httpx.post(f"{url}/v2/repository/index", json={"ready": True}, timeout=30, trust_env=False).json()
-    return {"resident": len(states), "peak_mib": round(max(map(float, peaks), default=0) / 2**20)}
+    return {name: sum(line["name"][0] == name[0] for line in states) for name in POOLS}
 
 
 def summary(answers: list[Answer], loads: int) -> dict[str, float]:
@@ -164,52 +186,63 @@ def summary(answers: list[Answer], loads: int) -> dict[str, float]:
     }
 
 
+def turns(plan: list[Arrival], seconds: float) -> list[list[Arrival]]:
+    """Return a plan in parts of so many seconds."""
+    parts: dict[int, list[Arrival]] = {}
+    for arrival in plan:
+        parts.setdefault(int(arrival.at_s // seconds), []).append(arrival)
+    return list(parts.values())
+
+
+def measure(url: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Let the sides take turns; return what was found of each."""
+    sides = ("theirs", "ours", "parking", "quiet")
+    answers: dict[str, list[Answer]] = {side: [] for side in sides}
+    loads = dict.fromkeys(sides, 0)
+    warm_up = arrivals(args.models, args.rate, args.seconds / 3, seed=1)
+    for side in ("theirs", *POOLS):
+        asyncio.run(play(url, side, warm_up))
+    for number, part in enumerate(turns(arrivals(args.models, args.rate, args.seconds), TURN_S)):
+        for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
+            plan = [one for one in part if one.model < N_HOT] if side == "quiet" else part
+            asked = "parking" if side == "quiet" else side
+            before = count_loads(url, asked)
+            answers[side] += asyncio.run(play(url, asked, plan)) if plan else []
+            loads[side] += count_loads(url, asked) - before
+    return {side: summary(answers[side], loads[side]) for side in sides}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--memory", type=int, default=20, help="models that fit into memory, all replicas together")
-    parser.add_argument("--ram-models", type=int, default=80, help="models a replica may park, in a run of its own")
+    parser.add_argument("--ram-models", type=int, default=80, help="models a replica of the pool `parking` may park")
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=8.0)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "multiplex-models")
-    parser.add_argument("--only", choices=("theirs", "ours", "ours, parking"))
     args = parser.parse_args()
 
     from serve_app.local import dashboard, node
     from serve_app.local.cluster import Options
 
     size = make_models(args.folder, args.models)
-    warm_up = arrivals(args.models, args.rate, args.seconds / 3, seed=1)
-    plan = arrivals(args.models, args.rate, args.seconds)
     state_dir = Path(tempfile.mkdtemp(prefix="multiplex-"))
     cluster = node.start(state_dir, Options(pythonpath=(str(ROOT),)))
-    results: dict[str, dict[str, float]] = {}
     try:
-        for side in ("theirs", "ours", "ours, parking"):
-            if args.only not in (None, side):
-                continue
-            is_ours, ram_models = side != "theirs", args.ram_models if side == "ours, parking" else 0
-            dashboard.deploy(
-                cluster, ours(args.folder, args, size, ram_models) if is_ours else theirs(args.folder, args)
-            )
-            if is_ours:
-                dashboard.wait_ready(cluster)
-            asyncio.run(play(cluster.http_url, is_ours, warm_up))
-            if side == "ours":
-                hot = [arrival for arrival in warm_up if arrival.model < N_HOT]
-                print("quiet", json.dumps(summary(asyncio.run(play(cluster.http_url, is_ours, hot)), 0)), flush=True)
-            before = count_loads(cluster.http_url, is_ours)
-            answers = asyncio.run(play(cluster.http_url, is_ours, plan))
-            results[side] = summary(answers, count_loads(cluster.http_url, is_ours) - before)
-            print(side, json.dumps(results[side] | (look(cluster.http_url) if is_ours else {})), flush=True)
+        dashboard.deploy(cluster, config(args.folder, args, size))
+        dashboard.wait_ready(cluster)
+        found = measure(cluster.http_url, args)
+        in_memory = resident(cluster.http_url)
     finally:
         node.stop(state_dir)
         node.discard(state_dir)
-    base = results.pop("theirs", {})
-    for side, found in results.items():
-        ratios = {key: round(found[key] / value, 2) for key, value in base.items() if value and key in _SHOWN}
-        print(f"{side} / theirs", json.dumps(ratios))
+    for side, row in found.items():
+        print(side, json.dumps(row))
+    for side in POOLS:
+        ratios = {key: round(found[side][key] / value, 2) for key, value in found["theirs"].items() if key in _SHOWN}
+        ratios["hot p99 / quiet"] = round(found[side]["hot_p99_ms"] / found["quiet"]["hot_p99_ms"], 2)
+        print(f"{side} / theirs", json.dumps(ratios | {"resident": in_memory[side]}))
 
 
 _SHOWN = ("loads", "hot_p50_ms", "hot_p99_ms", "other_p50_ms", "other_p99_ms")

@@ -64,13 +64,13 @@ class Front:
         """Answer POST /{model} with a text as body; GET /loads tells how many loads there were."""
         if request.method == "GET":
             return sum(await self._models.broadcast("loads").results_async())
-        name = request.url.path.strip("/")
+        name = request.url.path.rpartition("/")[2]
         text = (await request.body()).decode()
         return await self._models.options(multiplexed_model_id=name).remote(text)
 
 
 def build(args: dict[str, Any]) -> Any:
-    """Return the application; `args`: folder, max_models (a replica), n_replicas."""
+    """Return the application; `args`: folder, max_models (a replica), n_replicas, num_cpus."""
 
     class Bounded(Models):  # made here, where the number is known: so it is pickled with what the decorators hold
         load = serve.multiplexed(max_num_models_per_replica=args["max_models"])(Models.load)
@@ -80,7 +80,9 @@ def build(args: dict[str, Any]) -> Any:
         Bounded,
         num_replicas=args["n_replicas"],
         max_ongoing_requests=64,
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": args["num_cpus"]},
         request_router_config={"request_routing_stats_period_s": 1},
     ).bind(args["folder"])
-    return serve.deployment(Front, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0.5}).bind(models)
+    return serve.deployment(Front, max_ongoing_requests=1000, ray_actor_options={"num_cpus": args["num_cpus"]}).bind(
+        models
+    )

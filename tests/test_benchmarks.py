@@ -173,12 +173,15 @@ def test_variants_are_valid_configs(tmp_path: Path) -> None:
 def test_both_sides_of_multiplex_get_the_same_memory_and_the_same_arrivals(tmp_path: Path) -> None:
     size = 17 * 2**20
     for replicas in (1, 2, 3):
-        args = argparse.Namespace(memory=20, replicas=replicas, models=100)
-        [_, pool] = multiplex.ours(tmp_path, args, size, 0)["applications"]
-        [their] = multiplex.theirs(tmp_path, args)["applications"]
-        assert pool["args"]["budget_bytes"] // size == their["args"]["max_models"] == 20 // replicas
+        args = argparse.Namespace(memory=20, replicas=replicas, models=100, ram_models=80)
+        [_, pool, parking, their] = multiplex.config(tmp_path, args, size)["applications"]
+        for one in (pool, parking):
+            assert one["args"]["budget_bytes"] // size == their["args"]["max_models"] == 20 // replicas
         assert multiplexed_app.build(their["args"]) is not None
     plan = multiplex.arrivals(100, 8.0, 300.0)
     counts = np.bincount([arrival.model for arrival in plan], minlength=100)
     assert 2200 < len(plan) < 2600
+    parts = multiplex.turns(plan, 5.0)
+    assert [one for part in parts for one in part] == plan
+    assert all(part[-1].at_s - part[0].at_s < 5.0 for part in parts)
     assert counts[0] > 1.5 * counts[1] > counts[9]

@@ -1,7 +1,7 @@
 """An engine finds out how it runs best after its first answer, never before, and never while it leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -41,14 +41,22 @@ def engine() -> Any:
     return Engine()
 
 
+async def until(what: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not come")
+
+
 async def test_an_engine_settles_once_a_moment_after_its_first_answer(moment: Settling) -> None:
     made = engine()
     for _ in range(3):
         moment.answered(spec("m"), made)
     assert made.n_trials == 0
-    await asyncio.sleep(0.2)
+    await until(lambda: made.is_settled)
     moment.answered(spec("m"), made)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
     assert (made.n_trials, made.is_settled) == (1, True)
     moment.answered(spec("m"), object())  # type: ignore[arg-type]  # most engines have nothing to find out
     await moment.leave(made)
@@ -61,8 +69,7 @@ async def test_one_that_leaves_before_is_left_alone_and_may_come_back(moment: Se
     await asyncio.sleep(0.2)
     assert made.n_trials == 0
     moment.answered(spec("m"), made)
-    await asyncio.sleep(0.2)
-    assert made.is_settled
+    await until(lambda: made.is_settled)
     await moment.leave(made)
 
 
@@ -83,6 +90,5 @@ async def test_one_that_cannot_is_logged_and_runs_as_before(moment: Settling, ca
     made = engine()
     made.error = RuntimeError("no trial today")
     moment.answered(spec("m"), made)
-    await asyncio.sleep(0.2)
-    assert "no trial today" in caplog.text
+    await until(lambda: "no trial today" in caplog.text)
     await moment.leave(made)

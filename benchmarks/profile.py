@@ -8,21 +8,26 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import processes
 from benchmarks.contestant import Served
 from benchmarks.endtoend import texts_of
 from benchmarks.measure import Measurement
 from benchmarks.report import aligned
-from benchmarks.side import STATE
+from benchmarks.side import LOOPBACK, STATE
 from benchmarks.workload import Cell
 
 _WATCHED = ("ingress", "pool")
 _SECONDS, _RATE = 8, 250
 _TOP = 40
+_GATHERED = {"model_endpoint_call_requests": "requests a call", "model_endpoint_batch_items": "texts a batch"}
+_PY_SPY = Path(sys.executable).with_name("py-spy")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -32,6 +37,7 @@ def profile(served: Served, cell: Cell) -> str:
     pids = {processes.role(one): one.pid for one in served.side.find()}
     watched = {role: pids[role] for role in _WATCHED if role in pids}
     before = {role: _threads(pid) for role, pid in watched.items()}
+    gathered = _gathered(served.side.port)
     spies = {role: _spy(role, pid) for role, pid in watched.items()}
     longer = Cell(cell.workload, cell.connections, cell.warm_up_s, _SECONDS + 2)
     measured = served.run(longer, 0)
@@ -42,10 +48,32 @@ def profile(served: Served, cell: Cell) -> str:
         spy.wait()
     texts = texts_of(cell.name)
     parts = [f"== {cell.name}: {measured.requests_per_s * texts:.0f} texts/s", _by_process(measured, texts)]
+    now = _gathered(served.side.port)
+    parts += [f"{title}: {_mean(gathered, now, name)}" for name, title in _GATHERED.items()]
     for role in watched:
         parts.append(f"-- {role} (one process): threads\n{_by_thread(before[role], after[role])}")
         parts.append(f"-- {role}: share of samples that hold the GIL, calls included\n{_by_function(spies[role][1])}")
     return "\n".join(parts)
+
+
+def _gathered(port: int) -> dict[str, float]:
+    """Return sums and counts of our histograms of what travels and runs together; none of a peer's."""
+    found: defaultdict[str, float] = defaultdict(float)
+    try:
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except (OSError, ValueError):
+        return found
+    for family in families:
+        if family.name in _GATHERED:
+            for sample in family.samples:
+                found[sample.name] += sample.value
+    return found
+
+
+def _mean(before: Mapping[str, float], after: Mapping[str, float], name: str) -> str:
+    total, n = (after.get(name + end, 0.0) - before.get(name + end, 0.0) for end in ("_sum", "_count"))
+    return f"{total / n:.1f}" if n else "not known"
 
 
 def _by_process(measured: Measurement, texts: int) -> str:
@@ -73,20 +101,21 @@ def _by_function(path: Path) -> str:
 
 
 def _threads(pid: int) -> dict[str, float]:
-    """Return CPU seconds by thread name; threads of one name count together."""
+    """Return CPU seconds by thread name, Python's where there is one; threads of one name count together."""
+    dump = subprocess.run([str(_PY_SPY), "dump", "--pid", str(pid)], capture_output=True, text=True, check=False).stdout
+    names = dict(re.findall(r'^Thread (\d+) [^"]*"(.*)"$', dump, re.MULTILINE))
     seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path(f"/proc/{pid}/task").iterdir():
         head, _, tail = task.joinpath("stat").read_text().rpartition(")")
         fields = tail.split()
-        seconds[head.partition("(")[2]] += (int(fields[11]) + int(fields[12])) * _TICK_S
+        seconds[names.get(task.name) or head.partition("(")[2]] += (int(fields[11]) + int(fields[12])) * _TICK_S
     return dict(seconds)
 
 
 def _spy(role: str, pid: int) -> tuple[subprocess.Popen[bytes], Path]:
     output = STATE / f"profile-{role}.txt"
-    spy = Path(sys.executable).with_name("py-spy")
     flags = f"--gil --format raw --rate {_RATE} --duration {_SECONDS} --pid {pid}".split()
-    command = [str(spy), "record", *flags, "--output", str(output)]
+    command = [str(_PY_SPY), "record", *flags, "--output", str(output)]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(
         ["/bin/sh", "-c", 'sleep 2; exec "$@"', "spy", *command], stdout=quiet, stderr=quiet

@@ -53,6 +53,13 @@ class Pool:
             async for some in news:
                 yield [index for index, _ in some], pack_outcomes([outcome for _, outcome in some])
 
+    async def infer_one(
+        self, key: str, packed: Packed, backlog: int = 0, sender: str = "", number: int = 0, copy: int = 0
+    ) -> Packed:
+        """Answer the only request of a call: its outcome, or nothing if it was forgotten. `copy` as above."""
+        async with aclosing(self._replica.infer_many(key, unpack_requests(packed), backlog, sender, number)) as news:
+            return pack_outcomes([outcome async for some in news for _, outcome in some])
+
     async def forget(self, sender: str, calls: Mapping[int, Sequence[int]]) -> None:
         """Stop work on requests, by number of call, that `sender` says nobody waits for; broadcast to all replicas."""
         self._replica.forget(sender, calls)

@@ -48,7 +48,9 @@ class PoolHandles:
             ReplicaLost: the replica died with the call on board.
             PoolUnavailable: no replica can be reached.
         """
-        method = self._method(call.target.pool, call.target.key)
+        # A stream costs a quarter more than a single answer; one request has no other whose answer it could wait for.
+        is_alone = len(call.requests) == 1
+        method = self._method(call.target.pool, call.target.key, "infer_one" if is_alone else "infer_many")
         packed = pack_requests(call.requests, call.timeouts_s)
         response = method.remote(
             call.target.key, packed, backlog=call.backlog, sender=call.sender, number=call.number, copy=call.copy
@@ -56,8 +58,11 @@ class PoolHandles:
         has_ended = False
         try:
             with _from_replica(call.target.pool, "a call"):
-                async for indices, outcomes in response:
-                    yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
+                if is_alone:
+                    yield list(enumerate(unpack_outcomes(await response)))
+                else:
+                    async for indices, outcomes in response:
+                        yield list(zip(indices, unpack_outcomes(outcomes), strict=True))
             has_ended = True
         finally:
             if not has_ended:
@@ -146,14 +151,14 @@ class PoolHandles:
             self._pools[pool] = serve.get_deployment_handle("Pool", app_name=pool, _check_exists=False)
         return self._pools[pool]
 
-    def _method(self, pool: str, key: str, name: str = "infer_many") -> Any:
+    def _method(self, pool: str, key: str, name: str) -> Any:
         method = self._models.get((pool, key, name))
         if method is None:
             while len(self._models) >= _MAX_HANDLES:
                 self._models.pop(next(iter(self._models)))
             method = self._pool(pool).options(
                 method_name=name,
-                stream=True,
+                stream=name != "infer_one",
                 multiplexed_model_id=key,
                 request_serialization="pickle",
                 response_serialization="pickle",

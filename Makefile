@@ -40,7 +40,7 @@ format: install-dev ## Let ruff fix and format everything
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and the bare loop: 15 minutes, the whole machine
+bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and the bare loop: 20 minutes, the whole machine
 	$(PY) -m benchmarks venvs
 	$(PY) -m benchmarks peers
 

@@ -11,7 +11,7 @@ from benchmarks import wire
 from benchmarks.side import ROOT, Cluster, Peer, Side
 
 # The best peers of a full run: Triton on short texts, KServe's SDK on mixed ones, FastAPI on 32 texts a request.
-FEW = ("ours", "ray", "ray-flags", "triton", "kserve", "fastapi", "ceiling")
+FEW = ("ours", "ours-bf16", "ray", "ray-flags", "triton", "kserve", "fastapi", "ceiling")
 _TWO = {"BENCH_WORKERS": "2", "BENCH_THREADS": "1"}
 _BENTO = "{bin}/bentoml serve --host 127.0.0.1 --port {port} --working-dir {root}"
 # Triton's Python backend loads libpython: it must be this interpreter's, not an older one of the system.

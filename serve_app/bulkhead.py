@@ -19,7 +19,8 @@ from serve_app.traffic_metrics import TrafficMetrics
 
 BUSY = 16  # requests of a model at once from which on its throughput is what it can do
 _FADE_S = 4.0  # answers of that long ago weigh a third
-_SPAN_S = 1.0  # busy time before a rate means anything
+_SPAN_S = 1.0  # busy time before a rate means anything, and
+_FEW = 8  # answers: they come a batch at a time, and the first of the first batch says nothing of the rest
 _UNKNOWN_S = 1.0  # Retry-After while nothing is measured
 _LONGEST_S = 60.0
 _LOW, _HIGH = 0.8, 1.1
@@ -33,12 +34,13 @@ class Compartment:
         self._busy_since: float | None = None
         self._ended = 0.0  # requests ended since then, fading
         self._ended_at = 0.0
+        self._n_ended = 0  # since then, all of them
         self.n_requests = 0
 
     @property
     def wait_s(self) -> float | None:
         """Seconds until what is here now is done; None while it is not known."""
-        if self._busy_since is None or not self._ended:
+        if self._busy_since is None or self._n_ended < _FEW:
             return None
         now = self._clock()
         busy_s = now - self._busy_since
@@ -53,7 +55,7 @@ class Compartment:
         self.n_requests += 1
         if self._busy_since is None and self.n_requests >= BUSY:
             self._busy_since = self._ended_at = self._clock()
-            self._ended = 0.0
+            self._ended, self._n_ended = 0.0, 0
         try:
             yield
         finally:
@@ -63,6 +65,7 @@ class Compartment:
             elif self._busy_since is not None:
                 now = self._clock()
                 self._ended, self._ended_at = self._faded(now) + 1, now
+                self._n_ended += 1
 
     def _faded(self, now: float) -> float:
         return self._ended * math.exp((self._ended_at - now) / _FADE_S)

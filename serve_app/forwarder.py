@@ -15,9 +15,11 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from typing import Any
 
+from deployments.alarms import Alarms
 from deployments.errors import DeadlineExceeded, ReplicaLost, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
 from serve_app.departures import Departures, Tell
@@ -42,6 +44,7 @@ class Forwarder:
         self._send = send
         self._clock = clock
         self._observe = observe
+        self._alarms = Alarms(clock)
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._id = uuid.uuid4().hex[:12]
@@ -62,17 +65,15 @@ class Forwarder:
             # Not at once: on a busy loop others have arrived in this very round, and may share the call.
             lane.is_called = True
             asyncio.get_running_loop().call_soon(self._pump, lane)
+        alarm = self._alarms.set(deadline, partial(_expire, entry, target.key))
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                return await entry.future
-        except TimeoutError:
-            entry.sent_as = None  # the pool has its own clock
-            raise DeadlineExceeded(f"no answer from model {target.key!r} in time") from None
+            return await entry.future
         finally:
+            alarm.cancel()
             lane.n_open -= 1
             entry.future.cancel()
             if entry.on_board is not None:
-                if not entry.on_board.left() and entry.future.cancelled() and entry.sent_as is not None:
+                if not entry.on_board.left(entry) and entry.future.cancelled() and entry.sent_as is not None:
                     self._departures.note(target.pool, *entry.sent_as)
                 entry.on_board = None  # a circle would keep the request and its answer until the next collection
 
@@ -98,10 +99,10 @@ class Forwarder:
             lane.warming = self._spawn(self._warm(lane, cold))
         while (ready := lane.next_call(self._clock())) is not None:
             copy, entries = ready
-            on_board = OnBoard(entries)
+            on_board = OnBoard(len(entries))
             for entry in entries:
                 entry.on_board = on_board
-            on_board.task = self._spawn(self._call(lane, on_board, copy))
+            on_board.task = self._spawn(self._call(lane, entries, copy))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
@@ -124,8 +125,7 @@ class Forwarder:
             lane.warming = None
         self._pump(lane)
 
-    async def _call(self, lane: Lane, on_board: OnBoard, copy: int) -> None:
-        entries = on_board.entries
+    async def _call(self, lane: Lane, entries: list[Waiting], copy: int) -> None:
         try:
             latest = max(entry.deadline for entry in entries)
             async with asyncio.timeout(latest - self._clock()):
@@ -178,3 +178,8 @@ class Forwarder:
             entry.sent_as = call.number, index
         self._observe(call)
         return call
+
+
+def _expire(entry: Waiting, model: str) -> None:
+    entry.is_late = True
+    entry.resolve(DeadlineExceeded(f"no answer from model {model!r} in time"))

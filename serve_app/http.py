@@ -4,7 +4,6 @@ Built once an ingress replica by `serve_app.ingress`. Knows no protocol: rows pa
 Cancellation passes through: Serve cancels the ASGI task when a client goes away.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
@@ -12,16 +11,12 @@ from typing import Protocol
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.alarms import Alarms, Limit
 from deployments.chunks import Chunk
-from deployments.errors import (
-    BodyTooSlow,
-    MethodNotAllowed,
-    RouteNotFound,
-    ServeError,
-)
+from deployments.errors import BodyTooSlow, MethodNotAllowed, RouteNotFound, ServeError
 from deployments.types import MONOTONIC, InferRequest, InferResult
 from serve_app.audit import audit
 from serve_app.config import EndpointConfig
@@ -89,7 +84,8 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
         by_path.setdefault(row.path, {})[row.method] = row
     # Starlette tries one route after the other, 0.5 µs each: what is asked all the time comes first.
     order = sorted(by_path.items(), key=lambda entry: all(row.action is not Action.INFER for row in entry[1].values()))
-    routes = [Route(path, Resource(path, rows, gateway), methods=None) for path, rows in order]
+    alarms = Alarms()
+    routes = [_Prefixed(path, Resource(path, rows, gateway, alarms), methods=None) for path, rows in order]
     app = Starlette(
         routes=routes,
         middleware=[
@@ -105,11 +101,26 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
     return app
 
 
+class _Prefixed(Route):
+    """A route that sees at a glance most paths that are not its own: Serve and Starlette each try one by one."""
+
+    def __init__(self, path: str, endpoint: ASGIApp, methods: None) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self._start = path.partition("{")[0]
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether this is the route of a request."""
+        if not scope["path"].startswith(self._start) and not scope.get("root_path"):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
 class Resource:
     """All methods of one path; an ASGI app."""
 
-    def __init__(self, path: str, rows: Mapping[str, Endpoint], gateway: Gateway) -> None:
+    def __init__(self, path: str, rows: Mapping[str, Endpoint], gateway: Gateway, alarms: Alarms) -> None:
         self._path = path
+        self._alarms = alarms
         self._rows = dict(rows)
         if "GET" in rows:
             self._rows["HEAD"] = rows["GET"]
@@ -139,7 +150,7 @@ class Resource:
         try:
             head = check_head(scope["headers"])
             await self._gateway.authenticate(context, head.headers)
-            body = b"" if row.method == "GET" else await _body(receive, self._gateway.config.body_timeout_s)
+            body = b"" if row.method == "GET" else await self._body(receive)
             raw = RawRequest(scope["path_params"], {}, head.headers, body, context.request_id)
             reply = await _answer(row, raw, self._gateway, context, head.limit_s)
         except ServeError as exc:
@@ -153,6 +164,14 @@ class Resource:
         if isinstance(reply, Reply):
             context.ended(reply.status)
         return reply
+
+    async def _body(self, receive: Receive) -> bytes:
+        timeout_s = self._gateway.config.body_timeout_s
+        try:
+            async with Limit(self._alarms, MONOTONIC() + timeout_s):
+                return await _chunks(receive)
+        except TimeoutError:
+            raise BodyTooSlow(f"body: has not arrived within {timeout_s:g} s", field="body") from None
 
     def _no_such_method(self, context: Context) -> Reply:
         allow = sorted(self._rows)
@@ -187,14 +206,6 @@ class _Nothing:
         error = RouteNotFound(f"no endpoint at {path!r}; GET /openapi.json lists them all")
         await _send(scope, send, _error_reply(error, dialect_of(path), context), context)
         self._gateway.record(context)
-
-
-async def _body(receive: Receive, timeout_s: float) -> bytes:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _chunks(receive)
-    except TimeoutError:
-        raise BodyTooSlow(f"body: has not arrived within {timeout_s:g} s", field="body") from None
 
 
 async def _chunks(receive: Receive) -> bytes:

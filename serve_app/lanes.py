@@ -4,6 +4,7 @@ A `Lane` decides who goes next, in which call, to which copy of the model; `forw
 """
 
 import asyncio
+import math
 from bisect import insort
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ MAX_WAITING = 4096  # requests of one model; beyond, 429 for what would go last
 COPY_REQUESTS = 128  # waiting requests that earn a model one more copy
 COPY_HOLD_S = 10.0  # how long a copy is kept after it was last needed, and how long until one that failed is retried
 _HEAD_START = 1024  # items by which a step of priority goes ahead
-_SMOOTHING = 0.2  # weight of the newest answers in the running estimate of speed
+_FEW = 8  # answers before the estimate of speed means anything: the first of a burst also pays for what is cold
+_FADE = 64  # answers ago that weigh a third in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Waiting:
     future: asyncio.Future[InferResult]
     on_board: "OnBoard | None" = None
     sent_as: tuple[int, int] | None = None  # number of its call, index in it
+    is_late: bool = False  # its deadline has passed: the pool, which has its own clock, has stopped as well
 
     def resolve(self, outcome: Outcome) -> None:
         """Answer, unless nobody waits any more."""
@@ -81,17 +84,19 @@ class Waiting:
 
 @dataclass(slots=True)
 class OnBoard:
-    """The requests of one call under way; it is cancelled when the last of them has left."""
+    """The requests of one call under way; it is cancelled when the last has left, unless all have their answers."""
 
-    entries: list[Waiting]
+    n_waiting: int
+    is_deserted: bool = False  # by one at least
     task: asyncio.Task[None] | None = None
 
-    def left(self) -> bool:
-        """End the call if nobody is waiting any more; return whether that is so."""
-        is_over = all(entry.future.done() for entry in self.entries)
-        if is_over and self.task is not None:
+    def left(self, entry: Waiting) -> bool:
+        """Take note that one waits no more, answered or not; return whether that was the last."""
+        self.n_waiting -= 1
+        self.is_deserted = self.is_deserted or entry.is_late or entry.future.cancelled()
+        if not self.n_waiting and self.is_deserted and self.task is not None:
             self.task.cancel()
-        return is_over
+        return not self.n_waiting
 
 
 @dataclass(slots=True)
@@ -109,8 +114,9 @@ class Lane:
     needed_at: float = 0.0
     is_called: bool = False  # a pump is due in this loop's next round
     _order: FairOrder = field(default_factory=lambda: FairOrder(_HEAD_START))
-    _s_per_request: float = 0.0  # between answers while there is work; 0.0 before the first
     _answered_at: float = 0.0  # or when work began
+    _answered: float = 0.0  # answers given while others were waited for, fading, and
+    _answered_s: float = 0.0  # how long they took
 
     @property
     def is_idle(self) -> bool:
@@ -156,11 +162,22 @@ class Lane:
         return copy, entries
 
     def learn(self, outcomes: Sequence[tuple[int, Outcome]], now: float) -> None:
-        """Take the time since the last answers into account, unless it went into a load or an error."""
-        sample = (now - self._answered_at) / len(outcomes)
-        self._answered_at = now
+        """Take the time since the last answers into account, unless it went into a load or an error.
+
+        Without others to be answered it says nothing: what a lone request takes is not what a model can do.
+        """
+        seconds, self._answered_at = now - self._answered_at, now
+        if self.n_open <= len(outcomes):
+            return
         if all(isinstance(outcome, InferResult) and outcome.timings.load_s < 0.1 for _, outcome in outcomes):
-            self._s_per_request += (sample - self._s_per_request) * (_SMOOTHING if self._s_per_request else 1.0)
+            kept = math.exp(-len(outcomes) / _FADE)
+            self._answered = self._answered * kept + len(outcomes)
+            self._answered_s = self._answered_s * kept + seconds
+
+    @property
+    def _s_per_request(self) -> float:
+        """Seconds between answers while there is work; 0.0 while it is not known."""
+        return self._answered_s / self._answered if self._answered >= _FEW else 0.0
 
     def _hold(self) -> None:
         if self.target.max_held and self.n_open >= self.target.max_held:
@@ -169,8 +186,9 @@ class Lane:
             raise ModelLoading(f"model {self.target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
 
     def _admit(self, place: Place, left_s: float) -> None:
-        if 0 < left_s < len(self.waiting) * self._s_per_request:
-            ahead_s = sum(entry.place.rank <= place.rank for entry in self.waiting) * self._s_per_request
+        s_per_request = self._s_per_request
+        if 0 < left_s < len(self.waiting) * s_per_request:
+            ahead_s = sum(entry.place.rank <= place.rank for entry in self.waiting) * s_per_request
             if ahead_s > left_s:
                 raise Overloaded(
                     f"what waits for model {self.target.key!r} takes {ahead_s:.3g} s, the request has {left_s:.3g} s",

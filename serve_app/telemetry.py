@@ -5,6 +5,7 @@ Prometheus reaches one ingress replica per scrape, so `/metrics` merges everybod
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -16,6 +17,7 @@ from serve_app.lanes import Call
 from serve_app.traffic_metrics import TrafficMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_KEPT = 4096
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -92,6 +94,12 @@ class IngressMetrics:
             registry=registry,
         )
 
+        # Of every request: looked up by labels, where `labels` checks them anew each time.
+        self._requests_of = lru_cache(_KEPT)(self._requests.labels)
+        self._latency_of = lru_cache(_KEPT)(self._latency.labels)
+        self._http_of = lru_cache(_KEPT)(self._http.labels)
+        self._http_latency_of = lru_cache(_KEPT)(self._http_latency.labels)
+
     def request_log_written(self, n: int) -> None:
         """Count lines of the request log."""
         self._log_lines.inc(n)
@@ -112,13 +120,13 @@ class IngressMetrics:
 
     def request(self, model: ModelStatus, code: str, seconds: float) -> None:
         """Count one inference request."""
-        self._requests.labels(model.name, model.version, model.task.value, code).inc()
-        self._latency.labels(model.name, model.version).observe(seconds)
+        self._requests_of(model.name, model.version, model.task.value, code).inc()
+        self._latency_of(model.name, model.version).observe(seconds)
 
     def http(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request; `route` is a path template, never a path."""
-        self._http.labels(method, route, status).inc()
-        self._http_latency.labels(route).observe(seconds)
+        self._http_of(method, route, status).inc()
+        self._http_latency_of(route).observe(seconds)
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
         """Count one gRPC call; `code` is an error's, or ok."""

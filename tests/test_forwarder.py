@@ -4,7 +4,7 @@ import asyncio
 import gc
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -454,12 +454,9 @@ async def test_a_full_lane_gives_way_to_what_goes_first(monkeypatch: pytest.Monk
 async def test_request_that_cannot_be_answered_in_time_is_refused_with_the_wait() -> None:
     pool, clock = Pool(), Clock()
     forwarder = Forwarder(pool.send, clock)
-    pool.gate.clear()
-    first = asyncio.create_task(forwarder.forward(MINILM, request("first"), NEVER))
-    await settle()
-    clock.now = 1.0
-    pool.gate.set()
-    await first
+    quick, pool.chunks = pool.chunks, one_a_second(pool, clock)  # type: ignore[method-assign,assignment]
+    await asyncio.gather(*(forwarder.forward(MINILM, request(str(i)), NEVER) for i in range(10)))
+    pool.chunks = quick  # type: ignore[method-assign]
     await busy(pool, forwarder)
     waiting = [asyncio.create_task(forwarder.forward(MINILM, request("w"), NEVER)) for _ in range(10)]
     await settle()
@@ -468,6 +465,40 @@ async def test_request_that_cannot_be_answered_in_time_is_refused_with_the_wait(
     assert caught.value.retry_after_s == pytest.approx(6.0)
     pool.gate.set()
     await asyncio.gather(*waiting)
+
+
+def one_a_second(pool: Pool, clock: Clock) -> Callable[[Call], Iterator[list[tuple[int, Outcome]]]]:
+    """Return what, in place of a pool's `chunks`, answers the requests of a call one by one."""
+
+    def chunks(call: Call) -> Iterator[list[tuple[int, Outcome]]]:
+        for i, asked in enumerate(call.requests):
+            clock.now += 1.0
+            yield [(i, pool.answer(asked))]
+
+    return chunks
+
+
+async def test_what_lone_requests_take_is_not_what_a_model_can_do() -> None:
+    """Twenty of a second each, one after the other, then many at once: nobody is refused for it."""
+    pool, clock = Pool(), Clock()
+    forwarder = Forwarder(pool.send, clock)
+    quick, pool.chunks = pool.chunks, one_a_second(pool, clock)  # type: ignore[method-assign,assignment]
+    for i in range(20):
+        await forwarder.forward(MINILM, request(str(i)), NEVER)
+    pool.chunks = quick  # type: ignore[method-assign]
+    await busy(pool, forwarder)
+    waiting = [asyncio.create_task(forwarder.forward(MINILM, request("w"), clock.now + 4.0)) for _ in range(10)]
+    await settle()
+    pool.gate.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_first_slow_answer_is_not_taken_for_the_speed() -> None:
+    pool, clock = Pool(), Clock()
+    forwarder = Forwarder(pool.send, clock)
+    pool.chunks = one_a_second(pool, clock)  # type: ignore[method-assign,assignment]
+    await asyncio.gather(*(forwarder.forward(MINILM, request(str(i)), NEVER) for i in range(3)))
+    assert next(iter(forwarder._lanes.values()))._s_per_request == 0.0
 
 
 async def test_a_load_says_nothing_of_the_models_speed() -> None:

@@ -136,6 +136,8 @@ class LoadedModel:
 async def _all(futures: list[asyncio.Future[Done]]) -> list[Done]:
     """Wait for every item of a request; the first error, or the caller leaving, withdraws the rest."""
     try:
+        if len(futures) == 1:
+            return [await futures[0]]
         return list(await asyncio.gather(*futures))
     finally:
         for future in futures:

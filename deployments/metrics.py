@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
@@ -16,6 +18,8 @@ from deployments.types import ModelStatus, Timings, Usage
 _MODEL = ("model", "version")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PHASES = [(phase, attrgetter(f"{phase}_s")) for phase in ("load", "prepare", "queue", "run", "finish")]
+_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class PoolMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._phase_of = lru_cache(_KEPT)(self._phase.labels)  # of every request: `labels` checks them anew each time
         self._step = Histogram(
             "model_endpoint_step_seconds",
             "One step of a generating model.",
@@ -157,8 +162,8 @@ class PoolMetrics:
 
     def request(self, spec: ModelSpec, timings: Timings, seconds: float) -> None:
         """Count one answered request and its phases."""
-        for phase in ("load", "prepare", "queue", "run", "finish"):
-            self._phase.labels(spec.name, spec.version, phase).observe(getattr(timings, f"{phase}_s"))
+        for phase, seconds_of in _PHASES:
+            self._phase_of(spec.name, spec.version, phase).observe(seconds_of(timings))
         self.statistics.succeeded(spec.key, timings, seconds)
 
     def loaded(self, spec: ModelSpec, seconds: float, *, is_failed: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
+from deployments.alarms import Alarms, Limit
 from deployments.chunks import Chunk
 from deployments.errors import DeadlineExceeded, EngineFailure, ModelUnavailable, ServeError
 from deployments.generating import AdapterModel, GeneratingModel, Resident
@@ -35,6 +36,7 @@ class PoolReplica:
 
     def __init__(self, args: PoolArgs, instrument: Instrument = lambda _, run: run, clock: Clock = MONOTONIC) -> None:
         self._clock = clock
+        self._alarms = Alarms(clock)
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._text = Worker("text")
         self._metrics = PoolMetrics()
@@ -198,14 +200,14 @@ class PoolReplica:
 
     async def _answer(self, spec: ModelSpec, request: InferRequest) -> Outcome:
         timeout_s = min(request.timeout_s or spec.timeout_s, spec.timeout_s)
-        scope = asyncio.timeout(timeout_s)
+        scope = Limit(self._alarms, self._clock() + timeout_s)
         try:
             async with scope:
                 return await self._infer(spec, request, timeout_s)
         except ServeError as exc:
             return exc
         except TimeoutError as exc:
-            if scope.expired():
+            if scope.is_over:
                 return DeadlineExceeded(f"no answer within {timeout_s:.3g} s", timeout_s=timeout_s)
             return _unexpected(spec, exc)
         except Exception as exc:

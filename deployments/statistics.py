@@ -89,7 +89,10 @@ class Statistics:
         self._of(key).fail.add(seconds)
 
     def _of(self, key: str) -> ModelStatistics:
-        return self.models.setdefault(key, ModelStatistics())
+        model = self.models.get(key)
+        if model is None:
+            model = self.models[key] = ModelStatistics()
+        return model
 
 
 def merged(replicas: Iterable[dict[str, ModelStatistics]]) -> dict[str, ModelStatistics]:

@@ -32,6 +32,10 @@ def check_inputs(inputs: Tensors, signature: Signature, model: str = "") -> None
 
 
 def _check_names(inputs: Tensors, signature: Signature, model: str) -> None:
+    if len(inputs) == len(signature.inputs) and all(
+        spec.name in inputs and not spec.instead_of for spec in signature.inputs
+    ):
+        return
     known = [spec.name for spec in signature.inputs]
     replaced = {spec.instead_of: spec.name for spec in signature.inputs if spec.instead_of and spec.name in inputs}
     both = [name for name in replaced if name in inputs]

@@ -22,6 +22,7 @@ REQUEST_ID = "serve_app.request_id"  # scope keys that the access log and the ro
 ROUTE = "serve_app.route"
 UNMATCHED = "unmatched"
 CLIENT_GONE = 499
+_GATHER_S = 0.1
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _MAX_ID = 128
 
@@ -49,6 +50,36 @@ class TrailingSlash:
         await self._app(scope, receive, send)
 
 
+class Lines:
+    """Writes lines of the access log: one that comes alone at once, those of a busy tenth of a second as one record.
+
+    A record costs some 60 µs on its way through `logging` and Serve's handlers, however little it says.
+    """
+
+    def __init__(self) -> None:
+        self._gathered: list[str] = []
+        self._is_busy = False
+
+    def add(self, line: str) -> None:
+        """Write a line, now or soon."""
+        if self._is_busy:
+            self._gathered.append(line)
+            return
+        ACCESS.info("%s", line)
+        self._wait()
+
+    def _wait(self) -> None:
+        self._is_busy = True
+        asyncio.get_running_loop().call_later(_GATHER_S, self._write)
+
+    def _write(self) -> None:
+        self._is_busy = False
+        if self._gathered:
+            ACCESS.info("%s", "\n".join(self._gathered))
+            self._gathered.clear()
+            self._wait()
+
+
 class AccessLog:
     """Name each request, and once it is finished count it and write one line.
 
@@ -60,6 +91,7 @@ class AccessLog:
         self._app = app
         self._observe = observe
         self._clock = clock
+        self._lines = Lines()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, then count and log it."""
@@ -86,8 +118,9 @@ class AccessLog:
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         self._observe(method, scope.get(ROUTE, UNMATCHED), status, seconds)
-        path = scope["path"] if scope["path"].isprintable() else ascii(scope["path"])
-        ACCESS.info("%s %s %d %.1fms %s", method, path, status, seconds * 1e3, scope[REQUEST_ID])
+        if ACCESS.isEnabledFor(logging.INFO):
+            path = scope["path"] if scope["path"].isprintable() else ascii(scope["path"])
+            self._lines.add(f"{method} {path} {status} {seconds * 1e3:.1f}ms {scope[REQUEST_ID]}")
 
 
 class BodyLimit:

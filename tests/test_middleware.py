@@ -1,3 +1,4 @@
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 
@@ -121,6 +122,19 @@ async def test_one_line_and_one_count_a_request(caplog: pytest.LogCaptureFixture
     assert watch.seen == [("POST", "/echo", 201, 0.25)]
     assert [record.getMessage() for record in caplog.records] == ["POST /x 201 250.0ms r-1"]
     assert app.scope[REQUEST_ID] == "r-1"
+
+
+async def test_lines_of_a_busy_moment_share_a_record_and_none_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, ACCESS.name)
+    async with client_of(AccessLog(Echo(), Watch().observe)) as client:
+        for n in range(50):
+            await client.get("/x", headers={"X-Request-ID": f"r-{n}"})
+        await asyncio.sleep(0.25)
+        await client.get("/x", headers={"X-Request-ID": "r-50"})
+    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    assert [line.rpartition(" ")[2] for line in lines] == [f"r-{n}" for n in range(51)]
+    assert len(caplog.records) <= 10
+    assert caplog.records[-1].getMessage().endswith("r-50")  # alone again, it is written at once
 
 
 async def test_a_request_without_an_id_gets_its_own_and_a_long_one_is_cut() -> None:

@@ -51,7 +51,7 @@ class Circuit:
         self._settings = settings
         self._clock = clock
         self._counted = clock()
-        self._n: dict[Verdict, float] = {}
+        self._works = self._fails = self._fails_on_input = 0.0
         self._until = 0.0
         self._open_s = settings.open_s
         self.state = State.CLOSED
@@ -76,7 +76,8 @@ class Circuit:
     def _tried(self, verdict: Verdict) -> None:
         match verdict:
             case Verdict.WORKS:
-                self.state, self._n = State.CLOSED, {}
+                self.state = State.CLOSED
+                self._works = self._fails = self._fails_on_input = 0.0
             case Verdict.NOTHING:
                 self.state = State.OPEN  # the next one may try at once
             case Verdict.FAILS_ON_INPUT:
@@ -88,15 +89,14 @@ class Circuit:
         now = self._clock()
         kept = math.exp((self._counted - now) / self._settings.window_s)
         self._counted = now
-        self._n = {key: n * kept for key, n in self._n.items()}
-        self._n[verdict] = self._n.get(verdict, 0.0) + 1
-        if self._is_over():
+        self._works = self._works * kept + (verdict is Verdict.WORKS)
+        self._fails = self._fails * kept + (verdict is Verdict.FAILS)
+        self._fails_on_input = self._fails_on_input * kept + (verdict is Verdict.FAILS_ON_INPUT)
+        if (self._fails or self._fails_on_input) and self._is_over():
             self._open(self._settings.open_s)
 
     def _is_over(self) -> bool:
-        works, fails, on_input = (
-            self._n.get(verdict, 0.0) for verdict in (Verdict.WORKS, Verdict.FAILS, Verdict.FAILS_ON_INPUT)
-        )
+        works, fails, on_input = self._works, self._fails, self._fails_on_input
         enough = self._settings.min_requests - 0.5  # counts fade a little even between two requests
         if works + fails >= enough and fails >= self._settings.failure_rate * (works + fails):
             return True

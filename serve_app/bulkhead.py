@@ -49,23 +49,22 @@ class Compartment:
         per_s = self._faded(now) / (_FADE_S * (1 - math.exp(-busy_s / _FADE_S)))
         return self.n_requests / per_s
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Hold a place."""
+    def enter(self) -> None:
+        """Take a place."""
         self.n_requests += 1
         if self._busy_since is None and self.n_requests >= BUSY:
             self._busy_since = self._ended_at = self._clock()
             self._ended, self._n_ended = 0.0, 0
-        try:
-            yield
-        finally:
-            self.n_requests -= 1
-            if self.n_requests < BUSY // 2:
-                self._busy_since = None
-            elif self._busy_since is not None:
-                now = self._clock()
-                self._ended, self._ended_at = self._faded(now) + 1, now
-                self._n_ended += 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.n_requests -= 1
+        if self.n_requests < BUSY // 2:
+            self._busy_since = None
+        elif self._busy_since is not None:
+            now = self._clock()
+            self._ended, self._ended_at = self._faded(now) + 1, now
+            self._n_ended += 1
 
     def _faded(self, now: float) -> float:
         return self._ended * math.exp((self._ended_at - now) / _FADE_S)
@@ -86,12 +85,17 @@ class Bulkheads:
 
     async def answer(self, work: Work, compute: Answer) -> InferResult:
         """Let a request through if there is room and time for it. Raises Overloaded."""
-        with self.hold(work):
+        if self._settings is None:
             return await compute(work)
+        here = self._enter(work, self._settings)
+        try:
+            return await compute(work)
+        finally:
+            self._leave(work, here)
 
     @contextmanager
     def hold(self, work: Work) -> Iterator[None]:
-        """Hold a place for a request, or for a stream.
+        """Hold a place for a stream.
 
         Raises:
             Overloaded: there is no room, or no time; `retry_after_s` says when there will be.
@@ -99,17 +103,25 @@ class Bulkheads:
         if self._settings is None:
             yield
             return
+        here = self._enter(work, self._settings)
+        try:
+            yield
+        finally:
+            self._leave(work, here)
+
+    def _enter(self, work: Work, settings: Bulkhead) -> Compartment:
         key = work.plan.primary.key
         here = self._compartments.get(key)
         if here is None:
             here = self._compartments[key] = Compartment(self._clock)
-        self._check(here, work, self._settings)
-        try:
-            with here.request():
-                yield
-        finally:
-            if not here.n_requests:
-                self._compartments.pop(key, None)
+        self._check(here, work, settings)
+        here.enter()
+        return here
+
+    def _leave(self, work: Work, here: Compartment) -> None:
+        here.leave()
+        if not here.n_requests:
+            self._compartments.pop(work.plan.primary.key, None)
 
     def _check(self, here: Compartment, work: Work, settings: Bulkhead) -> None:
         wait_s = here.wait_s

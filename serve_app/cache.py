@@ -70,6 +70,8 @@ class ResponseCache:
         work.context.phases["cache"] = self._clock() - started
         self._report(work, keys, found)
         try:
+            if len(found.missing) == len(keys.keys):
+                return (await self._compute(work, keys, found.missing, compute))[0]
             return await self._complete(work, keys, found, compute)
         except InvalidInput:
             if len(found.missing) == len(keys.keys):
@@ -94,8 +96,6 @@ class ResponseCache:
         timings = Timings()
         if found.missing:
             result, computed = await self._compute(work, keys, found.missing, compute)
-            if len(found.missing) == len(keys.keys):
-                return result
             entries.update(computed)
             timings = result.timings
         if found.joined:
@@ -150,6 +150,11 @@ class ResponseCache:
             self._metrics.evicted(self.store.n_evicted - n_evicted)
 
     def _report(self, work: Work, keys: Keys, found: _Found) -> None:
+        if len(found.missing) == len(keys.keys):
+            self._metrics.cache(work.plan.primary, 0, 0, len(keys.keys))
+            work.context.headers["x-cache"] = "miss"
+            work.context.headers["x-cache-items"] = f"0/{len(keys.keys)}"
+            return
         n_known, n_joined, n_missing = _count(keys.keys, found)
         self._metrics.cache(work.plan.primary, n_known, n_joined, n_missing)
         headers = work.context.headers
@@ -161,8 +166,6 @@ class ResponseCache:
 
 
 def _count(keys: Sequence[bytes], found: _Found) -> tuple[int, int, int]:
-    if len(found.missing) == len(keys):
-        return 0, 0, len(keys)
     n_known = sum(key in found.known for key in keys)
     n_joined = sum(key in found.joined for key in keys)
     return n_known, n_joined, len(keys) - n_known - n_joined

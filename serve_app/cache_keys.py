@@ -5,6 +5,7 @@ same bytes; request id, priority, deadline and trace decide nothing and are left
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import orjson
 from deployments.types import Array, InferRequest, ModelStatus
 
 _DIGEST_BYTES = 20
+_CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 class Keys(NamedTuple):
@@ -25,24 +27,34 @@ class Keys(NamedTuple):
 
 def keys_of(model: ModelStatus, request: InferRequest) -> Keys | None:
     """Return the keys of a request to a cacheable model; None for one that no model takes: the pool says why."""
-    rows = tuple(name for name in model.rows if name in request.inputs)
-    base = blake2b(digest_size=_DIGEST_BYTES)
+    inputs = request.inputs
+    rows = tuple([name for name in model.rows if name in inputs])
     owner = None if model.is_cache_shared else request.tenant
-    asked = [request.operation, request.outputs, request.params, rows]
-    identity = [model.name, model.version, model.digest, model.task, owner, *asked]
+    outputs = None if request.outputs is None else tuple(request.outputs)
+    model_is = (model.name, model.version, model.digest, str(model.task))
     try:
-        _write(base, orjson.dumps(identity, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY))
-        for name in sorted(request.inputs.keys() - set(rows)):
-            _write(base, name.encode())
-            _write_array(base, request.inputs[name])
+        base = _base(*model_is, owner, request.operation, outputs, rows).copy()
+        _write(base, orjson.dumps(request.params, option=_CANONICAL) if request.params else b"")
+        if len(inputs) > len(rows):
+            for name in sorted(inputs.keys() - set(rows)):
+                _write(base, name.encode())
+                _write_array(base, inputs[name])
         if not rows:
             return Keys([base.digest()])
-        columns = [_column(request.inputs[name]) for name in rows]
+        columns = [_column(inputs[name]) for name in rows]
     except TypeError:  # a parameter that is not JSON, an element that is not bytes
         return None
-    if not columns[0] or any(len(column) != len(columns[0]) for column in columns):
+    if not columns[0] or (len(columns) > 1 and any(len(column) != len(columns[0]) for column in columns)):
         return None
     return Keys([_row_key(base, row) for row in zip(*columns, strict=True)], rows)
+
+
+@lru_cache(maxsize=1024)
+def _base(*identity: object) -> blake2b:
+    """Return the hash of what the requests of a caller to a model share; to be copied, never written to."""
+    base = blake2b(digest_size=_DIGEST_BYTES)
+    _write(base, orjson.dumps(identity))
+    return base
 
 
 def _row_key(base: blake2b, row: Sequence[bytes]) -> bytes:

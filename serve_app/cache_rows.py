@@ -24,7 +24,7 @@ def split(result: InferResult, keys: Keys, n_rows: int) -> list[Entry]:
     outputs = result.outputs
     if not keys.rows:
         return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]
-    if not outputs or any(array.ndim == 0 or array.shape[0] != n_rows for array in outputs.values()):
+    if not outputs or any(array.shape[:1] != (n_rows,) for array in outputs.values()):
         return []
     if n_rows == 1:
         return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]

@@ -75,14 +75,15 @@ class EmbeddedStore:
 
     def take_now(self, takes: Sequence[Take]) -> Verdict:
         """Take from all or none, without a loop."""
-        now = self._now()
+        now, states = self._now(), self._used
         used: list[float] = []
         refused: int | None = None
-        for index, take in enumerate(takes):
-            before = self._current(take, now)
-            used.append(before)
-            if refused is None and before + take.cost > take.limit + _ROUNDING:
-                refused = index
+        for key, _, limit, cost, per_s, _ in takes:
+            state = states.get(key)  # as `_current`, once a counter of every request
+            before = 0.0 if state is None else state[0] - (now - state[1]) * per_s
+            used.append(before if before > 0.0 else 0.0)
+            if refused is None and used[-1] + cost > limit + _ROUNDING:
+                refused = len(used) - 1
         if refused is None:
             for take, before in zip(takes, used, strict=True):
                 self._put(take, before + take.cost, now)
@@ -94,7 +95,8 @@ class EmbeddedStore:
         """Correct what was taken."""
         now = self._now()
         for take in takes:
-            self._put(take, self._current(take, now) + take.cost, now)
+            if take.cost:
+                self._put(take, self._current(take, now) + take.cost, now)
 
     def __len__(self) -> int:
         return len(self._used)
@@ -107,12 +109,13 @@ class EmbeddedStore:
         return left if left > 0.0 else 0.0
 
     def _put(self, take: Take, used: float, now: float) -> None:
+        key, kind, _, _, per_s, ends_in_s = take
         if used <= 0.0:
-            self._used.pop(take.key, None)
-        elif take.kind is Kind.RATE:
-            self._used[take.key] = (used, now, now + used / take.per_s)
+            self._used.pop(key, None)
+        elif kind is Kind.RATE:
+            self._used[key] = (used, now, now + used / per_s)
         else:
-            self._used[take.key] = (used, now, now + take.ends_in_s if take.kind is Kind.WINDOW else math.inf)
+            self._used[key] = (used, now, now + ends_in_s if kind is Kind.WINDOW else math.inf)
 
     def _sweep(self, now: float) -> None:
         """Forget counters that are full again: callers come and go."""
@@ -138,4 +141,5 @@ def verdict_of(takes: Sequence[Take], used: Sequence[float], refused: int | None
     if refused is not None:
         left = tuple(max(take.limit - before, 0.0) for take, before in zip(takes, used, strict=True))
         return Verdict(left, refused, wait_s(takes[refused], used[refused]))
-    return Verdict(tuple([max(take.limit - before - take.cost, 0.0) for take, before in zip(takes, used, strict=True)]))
+    amounts = [take.limit - before - take.cost for take, before in zip(takes, used, strict=True)]
+    return Verdict(tuple([amount if amount > 0.0 else 0.0 for amount in amounts]))

@@ -111,12 +111,8 @@ class Limits:
             return _FREE
         model, size_bytes = plan.primary.key, request.size_bytes
         n_items = request.n_items
-        costs = {
-            "requests": 1.0,
-            "concurrency": 1.0,
-            "items": float(n_items),
-            "tokens": self._estimate(model, n_items, size_bytes),
-        }
+        n_tokens = self._estimate(model, n_items, size_bytes)
+        costs = {"requests": 1.0, "concurrency": 1.0, "items": float(n_items), "tokens": n_tokens}
         takes = [counter.take(costs[counter.unit], self._windows) for counter in counters]
         permit = next(self._permits)
         store = self._store
@@ -143,12 +139,11 @@ class Limits:
         """Take note of how many bytes of input a token of this model was."""
         sample = size_bytes / n_tokens
         known = self._bytes_per_token.get(model, sample)
-        self._bytes_per_token[model] = known + (sample - known) * _SMOOTHING
+        self._bytes_per_token[model] = max(known + (sample - known) * _SMOOTHING, 0.01)
 
     def _estimate(self, model: str, n_items: int, size_bytes: int) -> float:
-        return float(
-            max(n_items, math.ceil(size_bytes / max(self._bytes_per_token.get(model, _BYTES_PER_TOKEN), 0.01)))
-        )
+        n_tokens = math.ceil(size_bytes / self._bytes_per_token.get(model, _BYTES_PER_TOKEN))
+        return float(n_tokens if n_tokens > n_items else n_items)
 
     def _refusal(self, counter: Counter, take: Take, verdict: Verdict, context: Context) -> RateLimited:
         self._metrics.limited(counter.rule, counter.unit)
@@ -206,4 +201,5 @@ _FREE = _Free()
 
 
 def _with_cost(take: Take, cost: float) -> Take:
-    return Take(take.key, take.kind, take.limit, cost, take.per_s, take.ends_in_s)
+    key, kind, limit, _, per_s, ends_in_s = take
+    return Take(key, kind, limit, cost, per_s, ends_in_s)

@@ -19,14 +19,17 @@ class Share(NamedTuple):
 
 def headers_of(shares: Iterable[Share]) -> dict[str, str]:
     """Return the headers for these limits."""
-    tightest: dict[str, Share] = {}
     worst: Share | None = None
+    requests: Share | None = None
+    tokens: Share | None = None
     for share in shares:
-        known = tightest.get(share.unit)
-        if known is None or _is_tighter(share, known):
-            tightest[share.unit] = share
         if worst is None or _is_tighter(share, worst):
             worst = share
+        if share.unit == "requests":
+            if requests is None or _is_tighter(share, requests):
+                requests = share
+        elif share.unit == "tokens" and (tokens is None or _is_tighter(share, tokens)):
+            tokens = share
     if worst is None:
         return {}
     headers = {
@@ -34,14 +37,14 @@ def headers_of(shares: Iterable[Share]) -> dict[str, str]:
         "ratelimit-remaining": str(int(worst.left)),
         "ratelimit-reset": str(math.ceil(worst.reset_s)),
     }
-    if (told := tightest.get("requests")) is not None:
-        headers["x-ratelimit-limit-requests"] = str(int(told.limit))
-        headers["x-ratelimit-remaining-requests"] = str(int(told.left))
-        headers["x-ratelimit-reset-requests"] = duration(told.reset_s)
-    if (told := tightest.get("tokens")) is not None:
-        headers["x-ratelimit-limit-tokens"] = str(int(told.limit))
-        headers["x-ratelimit-remaining-tokens"] = str(int(told.left))
-        headers["x-ratelimit-reset-tokens"] = duration(told.reset_s)
+    if requests is not None:
+        headers["x-ratelimit-limit-requests"] = str(int(requests.limit))
+        headers["x-ratelimit-remaining-requests"] = str(int(requests.left))
+        headers["x-ratelimit-reset-requests"] = duration(requests.reset_s)
+    if tokens is not None:
+        headers["x-ratelimit-limit-tokens"] = str(int(tokens.limit))
+        headers["x-ratelimit-remaining-tokens"] = str(int(tokens.left))
+        headers["x-ratelimit-reset-tokens"] = duration(tokens.reset_s)
     return headers
 
 

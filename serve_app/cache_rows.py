@@ -24,8 +24,11 @@ def split(result: InferResult, keys: Keys, n_rows: int) -> list[Entry]:
     outputs = result.outputs
     if not keys.rows:
         return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]
-    if not outputs or any(array.shape[:1] != (n_rows,) for array in outputs.values()):
+    if not outputs:
         return []
+    for array in outputs.values():
+        if array.shape[:1] != (n_rows,):
+            return []
     if n_rows == 1:
         return [Entry({name: _own(array) for name, array in outputs.items()}, result.usage.n_tokens)]
     costs = _row_tokens(result, n_rows)

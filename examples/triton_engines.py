@@ -61,12 +61,10 @@ def _pairs(datatype: Datatype) -> Signature:
 
 
 class AddSub(Rows):
-    """`simple`: INPUT0 + INPUT1 and INPUT0 - INPUT1, INT32 [n,16]."""
+    """`simple`, `simple_int8`: INPUT0 + INPUT1 and INPUT0 - INPUT1, whole numbers [n,16]."""
 
-    signature = _pairs(Datatype.INT32)
-
-    def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
-        """Need no files."""
+    def __init__(self, path: Path, spec: ModelSpec, device: str, *, datatype: str = "INT32") -> None:
+        self.signature = _pairs(Datatype(datatype))
 
     def compute(self, *columns: Array) -> tuple[Array, ...]:
         """Return sum and difference."""

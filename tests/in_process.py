@@ -5,8 +5,8 @@ For tests (and benchmarks/policies.py) that need real answers: tiny models, or w
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from deployments.chunks import Chunk
 from deployments.hop import pack_requests, unpack_requests
 from deployments.replica import PoolReplica
 from deployments.spec import PoolArgs
 from deployments.statistics import ModelStatistics
-from deployments.types import ModelState
+from deployments.types import InferRequest, ModelState
 from serve_app.breaker import Breakers
 from serve_app.bulkhead import Bulkheads
 from serve_app.cache import ResponseCache
@@ -27,13 +28,14 @@ from serve_app.fallback import FallbackChain
 from serve_app.forwarder import Forwarder
 from serve_app.gateway import Gateway
 from serve_app.http import build_asgi
-from serve_app.lanes import Call, Outcomes
+from serve_app.lanes import Call, Outcomes, Target
 from serve_app.policies import Layer, Policies
 from serve_app.protocols.types import Command
 from serve_app.registry import Registry
 from serve_app.retry import Retry
 from serve_app.routing import Routes
 from serve_app.shadow import Shadows
+from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
 
 MAX_BODY_BYTES = 2**20
@@ -57,6 +59,11 @@ class Endpoint:
         requests = unpack_requests(pack_requests(call.requests, call.timeouts_s))
         async for some in self.replica.infer_many(call.target.key, requests, call.backlog, call.sender):
             yield some
+
+    async def stream(self, target: Target, request: InferRequest, copy: int) -> AsyncGenerator[Sequence[Chunk], None]:
+        async with aclosing(self.replica.stream(target.key, request)) as chunks:
+            async for ready in chunks:
+                yield ready
 
     async def refresh(self) -> None:
         self.registry.update("pool", self.replica.status())
@@ -104,7 +111,7 @@ async def endpoint(
     )
     shadows = Shadows(registry, ask, traffic)
     policies = Policies(router=Routes(registry), layers=layers, observers=(shadows,)) if has_policies else Policies()
-    one.gateway = Gateway(registry, forwarder, metrics, _Pools(one), policies)
+    one.gateway = Gateway(registry, forwarder, metrics, _Pools(one), policies, streams=Streams(one.stream))
     parsed = EndpointConfig.model_validate(config)
     one.gateway.configure(parsed)
     registry.configure({"pool": PoolRef()}, {}, parsed.aliases)

@@ -38,6 +38,13 @@ def test_simple_adds_and_subtracts() -> None:
     assert found["OUTPUT0"].dtype == np.int32
 
 
+def test_simple_int8_does_so_in_its_own_datatype() -> None:
+    a, b = np.arange(16, dtype=np.int8).reshape(1, 16), np.ones((1, 16), dtype=np.int8)
+    found = answer("simple_int8", INPUT0=a, INPUT1=b)
+    assert np.array_equal(found["OUTPUT1"], a - b)
+    assert found["OUTPUT1"].dtype == np.int8
+
+
 def test_simple_string_does_so_on_strings() -> None:
     numbers = np.array([[str(i).encode() for i in range(16)]], dtype=np.object_)
     found = answer("simple_string", INPUT0=numbers, INPUT1=numbers)

@@ -1,6 +1,12 @@
-"""The text services' own libraries: openai sync and asyncio, cohere v1 and v2, LangChain's OpenAI embeddings."""
+"""The text services' own libraries: openai sync and asyncio, cohere v1 and v2, LangChain's OpenAI embeddings.
+
+vLLM's and Text Embeddings Inference's routes have no library of their own: plain HTTP.
+"""
+
+from typing import Any
 
 import cohere
+import httpx
 import numpy as np
 import openai
 from checks import raises, run
@@ -65,6 +71,51 @@ def check_cohere_v1(url: str, grpc: str) -> None:
     documents = [{"text": text} for text in DOCUMENTS]
     answer = asked.rerank(model="rerank-minilm", query="a sleeping pet", documents=documents, return_documents=True)
     assert answer.results[0].document.text == DOCUMENTS[1]
+
+
+def check_score_and_classify(url: str, grpc: str) -> None:
+    asked = httpx.Client(base_url=f"http://{url}", timeout=60)
+
+    def ask(path: str, **body: object) -> dict[str, Any]:
+        found: dict[str, Any] = asked.post(path, json=body).raise_for_status().json()
+        return found
+
+    queries = ["stock market", "a sleeping pet", "computer memory"]
+    pairs = ask("/score", model="rerank-minilm", text_1=queries, text_2=DOCUMENTS)
+    scores = [line["score"] for line in pairs["data"]]
+    one_by_one = [
+        ask("/v1/score", model="rerank-minilm", text_1=query, text_2=document)["data"][0]["score"]
+        for query, document in zip(queries, DOCUMENTS, strict=True)
+    ]
+    assert np.allclose(scores, one_by_one, atol=1e-5)
+    against_one = ask("/score", model="rerank-minilm", text_1=queries[1], text_2=DOCUMENTS)["data"]
+    assert max(against_one, key=lambda line: line["score"])["index"] == 1
+    assert np.isclose(against_one[1]["score"], scores[1], atol=1e-5)
+    wrong = asked.post("/score", json={"model": "rerank-minilm", "text_1": queries, "text_2": DOCUMENTS[:2]})
+    assert (wrong.status_code, "text_1: has 3 texts" in wrong.text) == (400, True)
+    classes = ask("/classify", model="guard", input=TEXTS)["data"]
+    assert [(line["index"], line["num_classes"]) for line in classes] == [(0, 2), (1, 2)]
+    alone = ask("/classify", model="guard", input=TEXTS[1])["data"][0]
+    assert np.allclose(alone["probs"], classes[1]["probs"], atol=1e-5)
+
+
+def check_tei(url: str, grpc: str) -> None:
+    asked = httpx.Client(base_url=f"http://{url}/tei/minilm", timeout=60)
+
+    def ask(path: str, **body: object) -> Any:
+        return asked.post(path, json=body).raise_for_status().json()
+
+    (tokens,) = ask("/tokenize", inputs="a cat sat")
+    assert [token["id"] for token in tokens] == [101, 1037, 4937, 2938, 102]
+    assert [token["text"] for token in tokens] == ["[CLS]", "a", "cat", "sat", "[SEP]"]
+    assert ask("/decode", ids=[token["id"] for token in tokens]) == ["a cat sat"]
+    (rows,) = ask("/embed_all", inputs="a cat sat")
+    mean = np.mean(rows, axis=0)
+    assert np.allclose(mean / np.linalg.norm(mean), ask("/embed", inputs="a cat sat")[0], atol=1e-4)
+    info = asked.get("/info").json()
+    assert (info["max_input_length"], info["model_type"]) == (256, {"embedding": {"pooling": "mean"}})
+    assert asked.post("/tokenize", json={"inputs": 1}).status_code == 422
+    assert asked.post("/embed_sparse", json={"inputs": "a"}).status_code == 424
 
 
 def check_langchain(url: str, grpc: str) -> None:

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from deployments.room import Uses, first_to_go, fits, refuse_impossible
+from deployments.room import Uses, first_to_go, fits, refuse_impossible, shares
 from deployments.slot import Slot
+from deployments.types import Clock, ModelState
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Device(Generic[T]):
         slots: Mapping[tuple[str, str], Slot[T]],
         unload: Callable[[Slot[T]], asyncio.Task[None]],
         uses: Uses,
+        clock: Clock,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.kept: frozenset[str] = frozenset()  # model keys that are evicted only if nobody else can be
@@ -30,6 +32,7 @@ class Device(Generic[T]):
         self._slots = slots
         self._unload = unload
         self._uses = uses
+        self._clock = clock
         self._turn = asyncio.Lock()  # one load at a time waits for room, so that a large one is not starved
 
     @property
@@ -44,7 +47,7 @@ class Device(Generic[T]):
 
     def has_room(self, slot: Slot[T], need: int) -> bool:
         """Return whether `need` bytes fit for a slot as it is now."""
-        return fits(self._slots.values(), slot, need, self.budget_bytes)
+        return fits(self._slots.values(), {slot: need}, 0, self.budget_bytes)
 
     async def change(self) -> None:
         """Wait until anything may have changed."""
@@ -54,27 +57,34 @@ class Device(Generic[T]):
     async def take(self, slot: Slot[T], need: int, victims: list[Slot[T]]) -> None:
         """Raise a slot's share to `need`, evicting who should go first, waiting for leases to end.
 
-        Adds whom it evicted to `victims`.
+        An adapter's base that is not on the device gets its share in the same moment, to be loaded next: adapters of
+        two bases would else take the room from each other for ever. Adds whom it evicted to `victims`.
 
         Raises:
-            ModelUnavailable: it does not fit even beside the pinned models alone.
+            ModelUnavailable: it does not fit even beside the pinned models alone, or its base failed a moment ago.
         """
-        if slot.size_bytes >= need:
+        if slot.size_bytes >= need and slot.has_base:
             return  # promised already
         async with self._turn:
             while True:
-                victim = self._victim(sparing=slot)
+                if slot.base is not None:
+                    slot.base.back_off(self._clock())
+                    if slot.base.state is ModelState.UNLOADING:
+                        await self.change()
+                        continue
+                wanted, victim = shares(slot, need), self._victim(sparing=slot)
                 # NOTE: idle models leave for the activations' sake as well, but nobody waits or is refused for it: a
                 # peak is that of the largest batch so far, and must not keep a model out whose weights fit.
                 spare = max(self.peak_bytes, slot.peak_bytes) if victim else 0
-                if self.has_room(slot, need + spare):
-                    slot.size_bytes = need
+                if fits(self._slots.values(), wanted, spare, self.budget_bytes):
+                    for one, share in wanted.items():
+                        one.size_bytes = share
                     return
                 refuse_impossible(self._slots.values(), slot, need, self.budget_bytes)
                 if victim is None:
                     await self.change()
                 else:
-                    victims.append(victim)
+                    victims += [victim, *victim.following]
                     await asyncio.shield(self._unload(victim))
 
     async def grow(self, slot: Slot[T], need: int, victims: list[Slot[T]]) -> bool:
@@ -87,7 +97,7 @@ class Device(Generic[T]):
             victim = self._victim(sparing=slot)
             if victim is None:
                 return False
-            victims.append(victim)
+            victims += [victim, *victim.following]
             await asyncio.shield(self._unload(victim))
         slot.size_bytes = need
         return True
@@ -99,9 +109,10 @@ class Device(Generic[T]):
         slot.peak_bytes = peak_bytes
         excess = self.used_bytes + self.peak_bytes - self.budget_bytes
         while excess > 0 and (victim := self._victim(sparing=slot)) is not None:
-            excess -= victim.size_bytes
+            excess -= sum(one.size_bytes for one in (victim, *victim.following))
             self._unload(victim)
 
     def _victim(self, sparing: Slot[T]) -> Slot[T] | None:
-        idle = [slot for slot in self._slots.values() if slot.is_evictable and slot is not sparing]
+        spared = (sparing, sparing.base)
+        idle = [slot for slot in self._slots.values() if slot.is_evictable and slot not in spared]
         return first_to_go(idle, self.kept, self._uses)

@@ -51,6 +51,7 @@ class ModelTable:
         self._refused: dict[str, str] = {}  # by the configuration itself
         self._failed: dict[str, str] = {}  # found out while making a change ready
         self._unloaded: frozenset[str] = frozenset()  # by order of an operator
+        residency.bases.base_of = lambda spec: None if spec.base is None else self.spec(spec.base)
 
     @property
     def rejected(self) -> Mapping[str, str]:
@@ -73,13 +74,11 @@ class ModelTable:
         if unloaded == self._unloaded:
             return
         before, self._unloaded = self._unloaded, unloaded
-        for key in unloaded - before:
-            if (entry := self._entries.get(key)) is not None:
-                _stop(entry)
-                self._residency.retire(entry.spec)
-        for key in before - unloaded:
-            if (entry := self._entries.get(key)) is not None:
-                self._take_over(entry, entry.spec)
+        for key in self._entries.keys() & (unloaded - before):
+            _stop(self._entries[key])
+            self._residency.retire(self._entries[key].spec)
+        for key in self._entries.keys() & (before - unloaded):
+            self._take_over(self._entries[key], self._entries[key].spec)
 
     def discover(self) -> None:
         """Look again which versions there are in the folders of models whose versions are found there."""
@@ -101,7 +100,8 @@ class ModelTable:
         specs = offered(specs, self._settings.versions)
         for key, spec in specs.items():
             self._apply(key, spec)
-        for key in self._entries.keys() - specs.keys() - refused.keys():
+        bases = {entry.spec.base for key, entry in self._entries.items() if key in specs or key in refused}
+        for key in self._entries.keys() - specs.keys() - refused.keys() - bases:
             if all_versions(self._entries[key].spec.name) not in refused:
                 self._remove(key)
 

@@ -5,29 +5,27 @@ States of a slot (one per model and configuration):
     UNLOADED ──load──▶ LOADING ──▶ READY ──evict──▶ UNLOADING ──▶ PARKED (in host RAM) or UNLOADED (on disk)
                           └─ fails ─▶ UNAVAILABLE (until its back-off ends) ─▶ LOADING
 
-A slot in use (leased) or pinned is never evicted. Room is made before a load, only for a model whose files have been
-fetched and sized, and all at once, so that two loads never wait for each other; what was evicted for a load that then
-fails comes back. Who holds how much and who makes room: `deployments.device`; where a model goes: `deployments.tiers`.
+A slot in use (leased) or pinned is never evicted, nor the base of such an adapter (`deployments.bases`). Room is made
+once files have been fetched and sized, and all at once, so that two loads never wait for each other; what was evicted
+for a load that fails comes back. Who holds how much: `deployments.device`; where a model goes: `deployments.tiers`.
 Pure asyncio; used by `deployments.models`.
 """
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
+from deployments.bases import Bases
 from deployments.device import Device
-from deployments.errors import ModelLoading, ModelUnavailable, ServeError
+from deployments.errors import ModelLoading
 from deployments.idle import IdleWatch
 from deployments.room import Uses
 from deployments.slot import Loader, Slot
 from deployments.spec import ModelSpec
 from deployments.tiers import Tiers
 from deployments.types import MONOTONIC, Clock, ModelState
-
-BACKOFF_S = 1.0
-MAX_BACKOFF_S = 60.0
 
 T = TypeVar("T")
 
@@ -52,9 +50,10 @@ class Residency(Generic[T]):
         self._clock = clock
         self._slots: dict[tuple[str, str], Slot[T]] = {}
         self._uses = Uses(self._slots)
-        self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, self._uses)
+        self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, self._uses, clock)
         self.tiers: Tiers[T] = Tiers(ram_bytes, loader, self._slots, self._spawn, self._uses, clock)
         self.tiers.max_loads = max_loads
+        self.bases: Bases[T] = Bases(self._slot, self._progress)
         self._idle = IdleWatch(self._start_unload, clock)
 
     @property
@@ -76,7 +75,8 @@ class Residency(Generic[T]):
 
     def wait_s(self, spec: ModelSpec) -> float:
         """Return how long a request that comes now waits for this model's load, by the loads measured so far."""
-        return self.tiers.speeds.wait_s(self.peek(spec) or Slot(spec), self._clock())
+        now, slot = self._clock(), self.peek(spec) or Slot(spec)
+        return sum(self.tiers.speeds.wait_s(one, now) for one in self.bases.to_load(slot))
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[T]:
@@ -90,13 +90,15 @@ class Residency(Generic[T]):
         self._uses.note(slot)
         slot.n_leases += 1
         try:
-            if slot.state is not ModelState.READY:
+            if self.bases.lacking(slot):
                 await self._until_ready(slot)
             assert slot.model is not None  # noqa: S101 - narrows for mypy: READY says so
             yield slot.model
         finally:
             slot.n_leases -= 1
             slot.last_used = self._clock()
+            if slot.base is not None:
+                slot.base.last_used = slot.last_used
             self._tidy(slot)
 
     def adopt(self, spec: ModelSpec, *, is_retired: bool = False) -> T | None:
@@ -111,6 +113,8 @@ class Residency(Generic[T]):
 
     def retire(self, spec: ModelSpec) -> None:
         """Let a model go for good once its last lease ends."""
+        if (slot := self.peek(spec)) is not None:
+            self.bases.move_adapters(slot)
         self.adopt(spec, is_retired=True)
 
     def learn_peak(self, spec: ModelSpec, peak_bytes: int) -> None:
@@ -132,7 +136,7 @@ class Residency(Generic[T]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for slot in self._slots.values():
+        for slot in sorted(self._slots.values(), key=lambda slot: slot.base is None):  # adapters first
             self._idle.forget(slot)
             await self.tiers.drop(slot)
             slot.size_bytes, slot.state = 0, ModelState.UNLOADED
@@ -151,16 +155,15 @@ class Residency(Generic[T]):
             raise error.after(self.tiers.speeds.wait_s(slot, self._clock()))
         slot.n_held += 1
         try:
-            while slot.state is not ModelState.READY:
-                await self._progress(slot)
+            while (missing := self.bases.lacking(slot)) is not None:
+                await self._progress(missing)
         finally:
             slot.n_held -= 1
 
     async def _progress(self, slot: Slot[T]) -> None:
         """Wait for the slot's running task, or start the next one. Shielded: one caller leaving stops nobody's load."""
         if slot.task is None:
-            if slot.error is not None and self._clock() < slot.retry_at:
-                raise slot.error.after(slot.retry_at - self._clock())
+            slot.back_off(self._clock())
             slot.task = self._spawn(slot, self._load(slot))
         await asyncio.shield(slot.task)
         if slot.error is not None and slot.task is None:
@@ -188,7 +191,7 @@ class Residency(Generic[T]):
             raise
         except Exception as exc:
             await self.tiers.drop(slot)  # it may still be parked, and did not fit any more
-            self._failed(slot, exc)
+            slot.fail(exc, self._clock())
             self._restore(victims)
         else:
             slot.n_failures, slot.last_used, slot.state = 0, self._clock(), ModelState.READY
@@ -196,7 +199,7 @@ class Residency(Generic[T]):
     async def _from_ram(self, slot: Slot[T], victims: list[Slot[T]]) -> bool:
         if slot.model is None:
             return False
-        await self.device.take(slot, slot.expected_bytes, victims)
+        await self.bases.take(self.device, slot, victims)
         return await self.tiers.up(slot)
 
     async def _from_disk(self, slot: Slot[T], victims: list[Slot[T]]) -> None:
@@ -204,10 +207,11 @@ class Residency(Generic[T]):
         if estimate != slot.estimated_bytes:  # else what was measured of these files is the better guess
             slot.estimated_bytes = slot.expected_bytes = estimate
         while True:
-            await self.device.take(slot, slot.expected_bytes, victims)
+            await self.bases.take(self.device, slot, victims)
             if await self._settle(slot, await self.tiers.load(slot), victims):
                 return
-            slot.size_bytes = 0  # larger than its files said, and all else is in use: again, with the size now known
+            for one in (slot, *slot.following):  # larger than its files said, and all else is in use: again, with the
+                one.size_bytes = 0  # size now known, and without the room that adapters hold meanwhile
 
     async def _settle(self, slot: Slot[T], model: T, victims: list[Slot[T]]) -> bool:
         """Replace the estimate by the measured size; else, without room for the difference, give the model back."""
@@ -223,36 +227,34 @@ class Residency(Generic[T]):
         return has_room
 
     def _start_unload(self, slot: Slot[T]) -> asyncio.Task[None]:
+        followers = [self._start_unload(adapter) for adapter in slot.following]
         slot.state = ModelState.UNLOADING
-        slot.task = self._spawn(slot, self.tiers.down(slot, self.device.kept))
+        slot.task = self._spawn(slot, self._unload(slot, followers))
         return slot.task
 
-    def _failed(self, slot: Slot[T], exc: Exception) -> None:
-        if not isinstance(exc, ServeError):
-            reason = f"{type(exc).__name__}: {exc}"
-            exc = ModelUnavailable(f"model {slot.spec.key!r} cannot be loaded: {reason}", reason=reason)
-        wait = min(MAX_BACKOFF_S, BACKOFF_S * 2**slot.n_failures)
-        slot.n_failures += 1
-        slot.state, slot.size_bytes = ModelState.UNAVAILABLE, 0
-        slot.error, slot.retry_at = exc.after(wait), self._clock() + wait
+    async def _unload(self, slot: Slot[T], followers: Sequence[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*followers)
+        await self.tiers.down(slot, self.device.kept)
 
     def _restore(self, victims: list[Slot[T]]) -> None:
         """Load again what was evicted for a load that failed, as far as it fits without evicting others."""
         for victim in victims:
             is_out = victim.state in (ModelState.UNLOADED, ModelState.PARKED) and victim.task is None
-            if is_out and not victim.is_retired and self.device.has_room(victim, victim.expected_bytes):
+            may_come = is_out and victim.has_base and not victim.is_retired
+            if may_come and self.device.has_room(victim, victim.expected_bytes):
                 victim.size_bytes = victim.expected_bytes  # promised now, so that the next one sees it
                 victim.task = self._spawn(victim, self._load(victim))
 
     def _tidy(self, slot: Slot[T]) -> None:
         """Wake loads that wait for room; let a retired slot go that nobody uses; watch an idle one."""
         self.device.changed.set()
-        if slot.n_leases or slot.task:
-            return
-        if slot.is_retired:
-            if slot.model is not None:
-                self._start_unload(slot)
-            else:
+        if not slot.n_leases and slot.task is None and not any(adapter.task for adapter in slot.adapters):
+            if slot.is_retired and slot.model is None:
+                slot.rest_on(None)
                 self._slots.pop((slot.spec.key, slot.spec.digest), None)
-        elif slot.spec.key not in self.device.kept:
-            self._idle.watch(slot)
+            elif slot.is_retired and (slot.is_evictable or slot.state is ModelState.PARKED):
+                self._start_unload(slot)
+            elif slot.spec.key not in self.device.kept:
+                self._idle.watch(slot)
+        if slot.base is not None:
+            self._tidy(slot.base)

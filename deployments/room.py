@@ -1,7 +1,7 @@
 """Is there room, who leaves first to make it, and how long does it take to come back. Pure; for `residency`."""
 
 import math
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
 from deployments.errors import ModelUnavailable
@@ -9,6 +9,7 @@ from deployments.slot import Slot
 from deployments.types import ModelState
 
 S = TypeVar("S", bound=Slot[Any])
+T = TypeVar("T")
 
 _SMOOTHING = 0.3  # weight of the newest measurement
 _FIRST_S = 1.0  # a load of which nothing is known
@@ -49,16 +50,26 @@ class Speeds:
         return max(self.load_s(slot) - passed, _SHORTEST_S)
 
 
-def fits(slots: Collection[Slot[Any]], slot: Slot[Any], need: int, budget: int) -> bool:
-    """Return whether the budget holds `need` bytes for a slot beside what the others hold or are promised."""
-    return sum(s.size_bytes for s in slots if s is not slot) + need <= budget
+def shares(slot: Slot[T], need: int) -> dict[Slot[T], int]:
+    """Return who needs how much of the budget for a slot to have `need`: an adapter is of no use without its base."""
+    if slot.base is None:
+        return {slot: need}
+    return {slot: need, slot.base: slot.base.size_bytes or slot.base.expected_bytes}
+
+
+def fits(slots: Collection[Slot[Any]], wanted: Mapping[Slot[Any], int], spare: int, budget: int) -> bool:
+    """Return whether the budget holds these shares and `spare` beside what the others hold or are promised."""
+    return sum(s.size_bytes for s in slots if s not in wanted) + sum(wanted.values()) + spare <= budget
 
 
 def refuse_impossible(slots: Collection[Slot[Any]], slot: Slot[Any], need: int, budget: int) -> None:
     """Raise ModelUnavailable if `need` bytes do not fit even beside the pinned models alone."""
-    pinned = sum(s.size_bytes for s in slots if s is not slot and s.is_immovable)
-    if need + pinned > budget:
-        reason = f"it needs {need} bytes; the budget is {budget}, of which pinned models hold {pinned}"
+    wanted = shares(slot, need)
+    pinned = sum(s.size_bytes for s in slots if s not in wanted and s.is_immovable)
+    if (all_bytes := sum(wanted.values())) + pinned > budget:
+        reason = f"it needs {all_bytes} bytes; the budget is {budget}, of which pinned models hold {pinned}"
+        if slot.base is not None:
+            reason = reason.replace("bytes;", f"bytes, base {slot.base.spec.key!r} included;", 1)
         raise ModelUnavailable(f"model {slot.spec.key!r} does not fit: {reason}", reason=reason)
 
 
@@ -94,7 +105,12 @@ def first_to_go(idle: Sequence[S], kept: Collection[str], uses: Uses) -> S | Non
     and memory for a fifth of the models it takes three quarters of the loads that the idle time alone does, where the
     best that is possible without knowing the future takes 72 %: `benchmarks/eviction_sim.py`.)
     """
-    return min(idle, key=lambda slot: (not slot.is_retired, slot.spec.key in kept, _worth(slot, uses)), default=None)
+    return min(idle, key=lambda slot: (not slot.is_retired, _is_kept(slot, kept), _worth(slot, uses)), default=None)
+
+
+def _is_kept(slot: Slot[Any], kept: Collection[str]) -> bool:
+    """Return whether a model is kept, or the base of an adapter that is."""
+    return any(one.spec.key in kept for one in (slot, *slot.following))
 
 
 def _worth(slot: Slot[Any], uses: Uses) -> float:

@@ -4,17 +4,20 @@ A slot is written by the residency only.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from deployments.errors import ServeError
+from deployments.errors import ModelUnavailable, ServeError
 from deployments.spec import ModelSpec
 from deployments.types import ModelState
+
+BACKOFF_S = 1.0
+MAX_BACKOFF_S = 60.0
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot(Generic[T]):
     """One model in one configuration."""
 
@@ -40,16 +43,65 @@ class Slot(Generic[T]):
     retry_at: float = 0.0
     task: asyncio.Task[None] | None = None  # its load or unload
     idle_timer: asyncio.TimerHandle | None = None
+    base: "Slot[T] | None" = field(default=None, repr=False)  # what an adapter needs on the device
+    adapters: "list[Slot[T]]" = field(default_factory=list, repr=False)  # whose base this is
+
+    def rest_on(self, base: "Slot[T] | None") -> None:
+        """Need this base from now on, and no other."""
+        if self.base is not None:
+            self.base.adapters.remove(self)
+        if base is not None:
+            base.adapters.append(self)
+        self.base = base
+
+    def back_off(self, now: float) -> None:
+        """Raise its last error while its back-off lasts."""
+        if self.error is not None and now < self.retry_at:
+            raise self.error.after(self.retry_at - now)
+
+    def fail(self, exc: Exception, now: float) -> None:
+        """Take note of a load that failed. One that failed with its base has no back-off of its own."""
+        if not isinstance(exc, ServeError):
+            reason = f"{type(exc).__name__}: {exc}"
+            exc = ModelUnavailable(f"model {self.spec.key!r} cannot be loaded: {reason}", reason=reason)
+        if self.base is not None and self.base.state is ModelState.UNAVAILABLE:
+            wait = self.base.retry_at - now
+        else:
+            wait = min(MAX_BACKOFF_S, BACKOFF_S * 2**self.n_failures)
+            self.n_failures += 1
+        self.state, self.size_bytes = ModelState.UNAVAILABLE, 0
+        self.error, self.retry_at = exc.after(wait), now + wait
+
+    @property
+    def following(self) -> "list[Slot[T]]":
+        """Its adapters that are on the device, or promised room there: they keep it where it is."""
+        return [slot for slot in self.adapters if slot.size_bytes]
+
+    @property
+    def has_base(self) -> bool:
+        """Whether it needs no base, or one that is on the device or promised room there."""
+        return self.base is None or (self.base.size_bytes > 0 and self.base.state is not ModelState.UNLOADING)
+
+    @property
+    def is_unused(self) -> bool:
+        """Ready, and nobody holds it; those who wait for its base do not hold it yet."""
+        is_waiting = self.base is not None and self.base.state is not ModelState.READY
+        return self.state is ModelState.READY and self.n_leases == (self.n_held if is_waiting else 0)
 
     @property
     def is_evictable(self) -> bool:
-        """On the device, unused, and not pinned."""
-        return self.state is ModelState.READY and self.n_leases == 0 and (self.is_retired or not self.spec.pinned)
+        """On the device, unused, and not pinned; and the same goes for its adapters there."""
+        return (
+            self.is_unused
+            and (self.is_retired or not self.is_immovable)
+            and all(adapter.is_unused for adapter in self.following)
+        )
 
     @property
     def is_immovable(self) -> bool:
         """Never going to make room for another."""
-        return self.spec.pinned and not self.is_retired
+        is_pinned = self.spec.pinned or any(adapter.is_immovable for adapter in self.following)
+        return is_pinned and not self.is_retired
 
 
 class Loader(Protocol[T]):

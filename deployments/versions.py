@@ -13,12 +13,14 @@ def natural(version: str) -> list[tuple[int, int, str]]:
 
 
 def offered(specs: Mapping[str, ModelSpec], policies: Mapping[str, VersionPolicy]) -> dict[str, ModelSpec]:
-    """Return the entries that their models' policies let through, by key, in their order."""
+    """Return the entries that their models' policies let through, and bases of adapters among them, in order."""
     versions: dict[str, list[str]] = {}
     for spec in specs.values():
         versions.setdefault(spec.name, []).append(spec.version)
     chosen = {name: _chosen(found, policies.get(name, "all")) for name, found in versions.items()}
-    return {key: spec for key, spec in specs.items() if spec.version in chosen[spec.name]}
+    through = {key: spec for key, spec in specs.items() if spec.version in chosen[spec.name]}
+    bases = {spec.base for spec in through.values()}
+    return {key: spec for key, spec in specs.items() if key in through or key in bases}
 
 
 def _chosen(versions: list[str], policy: VersionPolicy) -> frozenset[str]:

@@ -46,6 +46,9 @@ class Loader:
     def size_bytes(self, model: LoadedModel) -> int:
         return 10
 
+    def parked_bytes(self, model: LoadedModel) -> int | None:
+        return None
+
     async def unload(self, model: LoadedModel) -> None:
         self.unloads.append(f"{model.spec.key} {model.spec.source.path}")
 
@@ -185,7 +188,7 @@ async def test_limits_change_without_a_load() -> None:
 
 async def test_a_model_whose_files_appear_later_heals_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.models._RETRY_S", 0.01)
-    monkeypatch.setattr("deployments.residency.BACKOFF_S", 0.01)
+    monkeypatch.setattr("deployments.slot.BACKOFF_S", 0.01)
     case = Case()
     case.apply(entry("a", "/bad", pinned=True))
     await settle()

@@ -12,9 +12,11 @@ from test_residency import Loader, spec
 
 from deployments.errors import ModelUnavailable
 from deployments.residency import Residency
+from deployments.spec import ModelSpec
 from deployments.types import ModelState
 
-SIZES = {"a": 5, "b": 10, "c": 15, "d": 20, "e": 25, "f": 80, "p": 5}
+SIZES = {"a": 5, "b": 10, "c": 15, "d": 20, "e": 25, "f": 80, "p": 5, "a1": 2, "c1": 3, "c2": 1, "d1": 4}
+BASES = {"a1": "a", "c1": "c", "c2": "c", "d1": "d"}  # adapters and what they need
 
 
 @dataclass(frozen=True)
@@ -43,33 +45,52 @@ USES = st.lists(
 FAULTS = st.lists(st.tuples(st.floats(0, 50), st.sampled_from("abce"), st.booleans()), max_size=6)
 
 
+def entry_of(name: str) -> ModelSpec:
+    base = f"{BASES[name]}:1" if name in BASES else None
+    return spec(name, pinned=name == "p", idle_unload_s=7.0, base=base)
+
+
 class Checked(Loader):
     """Checks, at every move, that nobody uses what is moved."""
 
     def __init__(self, random: Any) -> None:
         super().__init__()
         self.sizes = dict(SIZES)
-        self.measured = {"b": 12, "c": 13}
+        self.measured = {"b": 12, "c": 13, "c1": 4, "d1": 3}
         self.load_s = {name: random.uniform(0, 3) for name in SIZES}
         self.unpark_s = random.uniform(0, 0.5)
         self.users: dict[str, int] = {}
         self.here: set[str] = set()
+        self.on_device: set[str] = set()
 
     async def load(self, spec: Any) -> str:
         model = await super().load(spec)
         assert model not in self.here, "loaded twice"
+        assert BASES.get(model) in self.on_device | {None}, "loaded without its base"
         self.here.add(model)
+        self.on_device.add(model)
         return model
 
     async def unload(self, model: str) -> None:
         assert not self.users.get(model), "unloaded in use"
         assert model in self.here, "unloaded twice"
+        self._leaves(model)
         await super().unload(model)
         self.here.discard(model)
 
     async def park(self, model: str) -> None:
         assert not self.users.get(model), "parked in use"
+        self._leaves(model)
         await super().park(model)
+
+    async def unpark(self, model: str) -> None:
+        assert BASES.get(model) in self.on_device | {None}, "back without its base"
+        await super().unpark(model)
+        self.on_device.add(model)
+
+    def _leaves(self, model: str) -> None:
+        assert not {name for name in self.on_device if BASES.get(name) == model}, "adapters without their base"
+        self.on_device.discard(model)
 
 
 @settings(max_examples=150, deadline=None)
@@ -83,6 +104,7 @@ def test_budgets_leases_and_pins_hold_whatever_comes(
 async def _play(uses: list[Use], faults: list[tuple[float, str, bool]], budget: int, ram: int, loader: Checked) -> None:
     loop = asyncio.get_running_loop()
     residency = Residency(budget, loader, clock=loop.time, ram_bytes=ram)
+    residency.bases.base_of = lambda spec: entry_of(spec.base.partition(":")[0]) if spec.base else None
 
     def check() -> None:
         assert residency.used_bytes <= budget
@@ -90,7 +112,7 @@ async def _play(uses: list[Use], faults: list[tuple[float, str, bool]], budget: 
 
     async def one(use: Use) -> None:
         await asyncio.sleep(use.at_s)
-        entry = spec(use.name, pinned=use.name == "p", idle_unload_s=7.0)
+        entry = entry_of(use.name)
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(use.patience_s):
@@ -106,6 +128,7 @@ async def _play(uses: list[Use], faults: list[tuple[float, str, bool]], budget: 
                 slot = residency.peek(entry)
                 assert slot is not None
                 assert slot.state is ModelState.READY
+                assert BASES.get(use.name) in loader.on_device | {None}
                 check()
             finally:
                 loader.users[use.name] -= 1

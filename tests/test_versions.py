@@ -1,10 +1,13 @@
 """Which versions are offered by which policy."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from test_models import Case, entry, settle
 
+from deployments.errors import ModelUnavailable
+from deployments.orders import Order
 from deployments.spec import PoolConfig
 from deployments.types import ModelState
 
@@ -49,3 +52,42 @@ async def test_a_wrong_policy_is_refused_and_the_one_before_stays(wrong: Any) ->
     assert "versions" in case.table.rejected["user_config"]
     with pytest.raises(ValueError, match="versions"):
         PoolConfig.model_validate({"versions": wrong})
+
+
+def adapter(**fields: Any) -> dict[str, Any]:
+    return entry("polite", task="text-generation", base="llm:1", **fields)
+
+
+async def test_a_version_that_an_adapter_rests_on_is_offered_with_it() -> None:
+    case = Case()
+    llms = [entry("llm", version=v, task="text-generation") for v in "12"]
+    case.apply(*llms, adapter(), versions={"llm": {"latest": 1}})
+    assert sorted(case.states()) == ["llm:1", "llm:2", "polite:1"]
+
+
+async def test_a_base_stays_until_its_adapters_go() -> None:
+    case = Case()
+    case.apply(entry("llm", task="text-generation"), adapter(), drain_s=0.0)
+    assert await case.use("polite:1") == "/v1"
+    assert case.loader.loads == ["llm:1 /v1", "polite:1 /v1"]
+    case.apply(adapter(), drain_s=0.0)  # refused: its base is not listed; the one before stays, and needs it
+    assert "base: 'llm:1' is not a model of this pool" in case.table.rejected["polite:1"]
+    await asyncio.sleep(0.01)
+    assert await case.use("polite:1") == "/v1"
+    case.apply(drain_s=0.0)
+    await asyncio.sleep(0.01)
+    assert case.states() == {}
+    assert case.loader.unloads == ["polite:1 /v1", "llm:1 /v1"]
+
+
+async def test_an_adapter_whose_base_an_operator_unloaded_says_so() -> None:
+    case = Case()
+    case.apply(entry("llm", task="text-generation"), adapter())
+    await case.use("polite:1")
+    case.table.obey({"llm:1": Order.UNLOAD})
+    await settle()
+    assert case.loader.unloads == ["polite:1 /v1", "llm:1 /v1"]
+    with pytest.raises(ModelUnavailable, match="'llm:1' was unloaded by an operator"):
+        await case.use("polite:1")
+    case.table.obey({})
+    assert await case.use("polite:1") == "/v1"

@@ -114,7 +114,7 @@ async def test_a_pool_keeps_the_base_once_and_evicts_adapters_like_models(
     weights = TextGeneration(base, spec("base", base, options={"cache_bytes": "1MiB"}), "cpu").size_bytes()
     one = LoraAdapter(folders["a"], spec("a", folders["a"], base="base:1"), "cpu").size_bytes()
     replica = PoolReplica(PoolArgs(budget_bytes=weights + 2 * one + 10, cache_dir=str(tmp_path / "cache")))
-    models = [entry("base", base, options={"cache_bytes": "1MiB"}, pinned=True)]
+    models = [entry("base", base, options={"cache_bytes": "1MiB"})]
     models += [entry(name, folder, base="base:1") for name, folder in folders.items()]
     replica.configure({"models": models})
     for name in ("a", "b", "c", "a"):

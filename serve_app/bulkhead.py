@@ -87,11 +87,12 @@ class Bulkheads:
         """Let a request through if there is room and time for it. Raises Overloaded."""
         if self._settings is None:
             return await compute(work)
-        here = self._enter(work, self._settings)
+        key = work.plan.primary.key
+        here = self._enter(key, work, self._settings)
         try:
             return await compute(work)
         finally:
-            self._leave(work, here)
+            self._leave(key, here)
 
     @contextmanager
     def hold(self, work: Work) -> Iterator[None]:
@@ -103,14 +104,14 @@ class Bulkheads:
         if self._settings is None:
             yield
             return
-        here = self._enter(work, self._settings)
+        key = work.plan.primary.key
+        here = self._enter(key, work, self._settings)
         try:
             yield
         finally:
-            self._leave(work, here)
+            self._leave(key, here)
 
-    def _enter(self, work: Work, settings: Bulkhead) -> Compartment:
-        key = work.plan.primary.key
+    def _enter(self, key: str, work: Work, settings: Bulkhead) -> Compartment:
         here = self._compartments.get(key)
         if here is None:
             here = self._compartments[key] = Compartment(self._clock)
@@ -118,10 +119,10 @@ class Bulkheads:
         here.enter()
         return here
 
-    def _leave(self, work: Work, here: Compartment) -> None:
+    def _leave(self, key: str, here: Compartment) -> None:
         here.leave()
         if not here.n_requests:
-            self._compartments.pop(work.plan.primary.key, None)
+            self._compartments.pop(key, None)
 
     def _check(self, here: Compartment, work: Work, settings: Bulkhead) -> None:
         wait_s = here.wait_s

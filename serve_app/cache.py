@@ -119,8 +119,9 @@ class ResponseCache:
         self._flights.update(mine)
         entries: dict[bytes, Entry] = {}
         try:
-            request = reduce(work.request, keys, list(missing.values()))
-            result = await compute(work if request is work.request else replace(work, request=request))
+            if len(missing) < len(keys.keys):
+                work = replace(work, request=reduce(work.request, keys, list(missing.values())))
+            result = await compute(work)
             rows = split(result, keys, len(missing))
             entries = dict(zip(missing, rows, strict=True)) if rows else {}
             self._keep(work.plan.primary, result, entries)

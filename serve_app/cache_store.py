@@ -22,7 +22,10 @@ class Entry(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Bytes it takes in memory, about."""
-        return _ENTRY_BYTES + sum(_OUTPUT_BYTES + _n_bytes(array) for array in self.outputs.values())
+        size = _ENTRY_BYTES
+        for array in self.outputs.values():
+            size += _OUTPUT_BYTES + (_n_bytes(array) if array.dtype.hasobject else array.nbytes)
+        return size
 
 
 class Store:
@@ -60,7 +63,8 @@ class Store:
         self._drop(key)
         size = entry.size_bytes
         if size <= self.max_bytes:
-            self._make_room(size)
+            if self.size_bytes + size > self.max_bytes:
+                self._make_room(size)
             self._entries[key] = (entry, self._clock() + ttl_s, size)
             self.size_bytes += size
 
@@ -77,6 +81,4 @@ class Store:
 
 
 def _n_bytes(array: Array) -> int:
-    if not array.dtype.hasobject:
-        return array.nbytes
     return array.nbytes + sum(len(element) + 33 for element in array.flat)  # 33: an empty bytes object

@@ -106,10 +106,13 @@ class Limits:
             RateLimited: one of them is used up.
             LimitsUnavailable: they cannot be counted, and are configured to be closed then.
         """
-        counters = self._counters(context, plan)
+        if not self._config.rules:
+            return _FREE
+        model = plan.primary.key
+        counters = self._counters(context, plan, model)
         if not counters:
             return _FREE
-        model, size_bytes = plan.primary.key, request.size_bytes
+        size_bytes = request.size_bytes
         n_items = request.n_items
         n_tokens = self._estimate(model, n_items, size_bytes)
         costs = {"requests": 1.0, "concurrency": 1.0, "items": float(n_items), "tokens": n_tokens}
@@ -117,7 +120,10 @@ class Limits:
         permit = next(self._permits)
         store = self._store
         try:
-            verdict = await store.take(takes, permit, self._max_timeout_s + 1.0)
+            if store is self._embedded:
+                verdict = self._embedded.take_now(takes)
+            else:
+                verdict = await store.take(takes, permit, self._max_timeout_s + 1.0)
         except StoreFailure:
             if self._config.redis is not None and self._config.redis.on_failure == "closed":
                 raise LimitsUnavailable("limits cannot be counted now; try again", retry_after_s=1.0) from None
@@ -158,11 +164,9 @@ class Limits:
         message = f"limit {counter.rule!r} is used up: {counter.says}; try again in {wait_s:.3g} s"
         return RateLimited(message, retry_after_s=wait_s, **details)
 
-    def _counters(self, context: Context, plan: Plan) -> tuple[Counter, ...]:
-        if not self._config.rules:
-            return ()
+    def _counters(self, context: Context, plan: Plan, model: str) -> tuple[Counter, ...]:
         principal = context.principal
-        who = (principal.name, principal.credential, plan.asked, plan.primary.key)
+        who = (principal.name, principal.credential, plan.asked, model)
         known = self._matches.get(who)
         if known is None:
             known = tuple(counters_for(self._config.rules, principal, plan.asked, plan.primary))

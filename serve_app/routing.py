@@ -68,7 +68,8 @@ class Routes:
             return Plan(asked, model, fallback=self._fallback(asked, model))
         arms = self._arms(alias)
         key = _sticky(alias, request, context) or self._draw().hex()
-        arm = choose({name: alias.targets[name] for name in arms}, asked, key)
+        is_whole = len(arms) == len(alias.targets)
+        arm = choose(alias.targets if is_whole else {name: alias.targets[name] for name in arms}, asked, key)
         if len(alias.targets) > 1:
             context.arm = context.headers["x-arm"] = arm
         shadows = tuple(shadow for shadow in alias.shadows if self._draw() < shadow.share)

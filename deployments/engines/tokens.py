@@ -6,20 +6,21 @@ Tokenising belongs to the pool's text thread, padding and packing to its device 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from deployments.engines import cutting
 from deployments.engines.base import unavailable
+from deployments.engines.cutting import Cut
 from deployments.engines.loading import OFFLINE
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.spec import ModelSpec
 
 _UNLIMITED = 2**31 - 1
 Encoding: TypeAlias = Any  # tokenizers.Encoding: ids, type_ids, offsets, special_tokens_mask, sequence_ids
-Cut: TypeAlias = Literal["longest_first", "only_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class TextTokenizer:
         self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **OFFLINE)
         if not self.tokenizer.is_fast:
             raise unavailable(spec, "it has no fast tokenizer (tokenizer.json); convert it with transformers first")
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         self.limit = token_limit(spec.max_tokens, max_tokens, self.tokenizer.model_max_length, position_limit(model))
         n_special = self.tokenizer.num_special_tokens_to_add(pair=True)
         if self.limit <= n_special:
@@ -65,16 +68,13 @@ class TextTokenizer:
             InputTooLong: one is over the limit and may not be cut, or cutting would leave nothing of the text.
             InvalidInput: one has no token at all.
         """
-        encodings = self._call(texts, pairs, False)
+        encodings = self._whole(texts, pairs)
         too_long = [i for i, encoding in enumerate(encodings) if len(encoding.ids) > self.limit]
         for i in too_long:
             surplus = len(encodings[i].ids) - self.limit
             if not truncate or (cut == "only_first" and encodings[i].sequence_ids.count(0) <= surplus):
                 raise self._too_long(f"{field}[{i // n_each}]", len(encodings[i].ids), pairs is not None)
-        if too_long:
-            shorter = self._call([texts[i] for i in too_long], pairs and [pairs[i] for i in too_long], cut)
-            for i, encoding in zip(too_long, shorter, strict=True):
-                encodings[i] = encoding
+            encodings[i] = cutting.cut(self.tokenizer, self.limit, cut, texts[i], pairs[i] if pairs else None)
         for i, encoding in enumerate(encodings):
             if not encoding.ids:
                 raise InvalidInput(f"{field}[{i}] is empty: it has no tokens", field=f"{field}[{i}]")
@@ -99,8 +99,7 @@ class TextTokenizer:
 
     def spell(self, texts: Sequence[str], *, special: bool) -> list[Encoding]:
         """Tokenise texts of any length, with special tokens around them or without."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=special, truncation=False, verbose=False)
-        return list(encoded.encodings)
+        return self._whole(texts, special=special)
 
     def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
         """Return the text of each row of token ids."""
@@ -141,11 +140,12 @@ class TextTokenizer:
             batch["token_type_ids"] = [i for row in rows for i in row.type_ids]
         return {name: torch.tensor([ids], dtype=torch.int64, device=device) for name, ids in batch.items()}
 
-    def _call(self, texts: Sequence[str], pairs: Sequence[str] | None, cut: Cut | Literal[False]) -> list[Encoding]:
-        max_length = self.limit if cut else None
-        second = None if pairs is None else list(pairs)
-        encoded = self.tokenizer(list(texts), second, truncation=cut, max_length=max_length, verbose=False)
-        return list(encoded.encodings)
+    def _whole(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, special: bool = True
+    ) -> list[Encoding]:
+        # NOTE: by the tokenizer's own core, which any thread may ask: transformers around it sets it up for each call.
+        rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return list(self.tokenizer.backend_tokenizer.encode_batch(rows, add_special_tokens=special))
 
     def _too_long(self, field: str, n_tokens: int, is_pair: bool) -> InputTooLong:
         return InputTooLong(

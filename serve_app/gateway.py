@@ -23,6 +23,7 @@ from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
 from serve_app.forwarder import Forwarder
+from serve_app.opening import Opening
 from serve_app.policies import Answer, Policies, Work
 from serve_app.principals import ANONYMOUS, CLUSTER
 from serve_app.protocols.types import Action, Command, Models
@@ -69,6 +70,7 @@ class Gateway:
         self._answer: Answer = self._forward
         for layer in reversed(self._policies.layers):
             self._answer = partial(layer.answer, compute=self._answer)
+        self._opening = Opening(self._policies.openings, self._pieces, clock)
 
     def configure(self, config: EndpointConfig) -> None:
         """Apply the endpoint's user_config, to all policies as well."""
@@ -117,7 +119,7 @@ class Gateway:
     async def stream(self, request: InferRequest, context: Context) -> AsyncGenerator[Sequence[Chunk], None]:
         """Yield the answer of a generating model as it comes, what is ready together at once; close it to stop.
 
-        The same policies as `infer`, but of the layers only the bulkhead: what has begun is neither cached nor retried.
+        The same policies as `infer`, but for the cache; retry, breaker and fallback have a say until the first piece.
 
         Raises:
             ServeError: before the first piece, or later.
@@ -210,7 +212,7 @@ class Gateway:
     async def _streamed(self, work: Work) -> AsyncIterator[AsyncGenerator[Sequence[Chunk], None]]:
         room = self._policies.room
         with room.hold(work) if room else nullcontext():
-            async with aclosing(self._pieces(work)) as pieces:
+            async with aclosing(self._opening.stream(work)) as pieces:
                 yield pieces
 
     def _pieces(self, work: Work) -> AsyncGenerator[Sequence[Chunk], None]:

@@ -69,18 +69,15 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._auth = Authenticator()
         self._limits = Limits(self._metrics, open_redis)
         self._log = RequestLog(self._metrics)
+        fallback, retry = FallbackChain(self._registry, self._metrics.traffic), Retry(self._metrics.traffic)
+        breakers = Breakers(self._metrics.traffic)
         bulkheads = Bulkheads(self._metrics.traffic)
         policies = Policies(  # each policy is made here; their shapes: policies.py
             identity=self._auth,
             router=Routes(self._registry),
             limiter=self._limits,
-            layers=(
-                FallbackChain(self._registry, self._metrics.traffic),
-                ResponseCache(self._metrics.traffic),
-                bulkheads,
-                Retry(self._metrics.traffic),
-                Breakers(self._metrics.traffic),
-            ),
+            layers=(fallback, ResponseCache(self._metrics.traffic), bulkheads, retry, breakers),
+            openings=(fallback, retry, breakers),
             room=bulkheads,
             observers=(self._shadows,),
             log=self._log,

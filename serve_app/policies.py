@@ -111,6 +111,7 @@ class Policies:
     router: Router | None = None
     limiter: Limiter | None = None
     layers: tuple[Layer, ...] = ()
+    openings: tuple[Layer, ...] = ()  # those of the layers that a stream passes until its first piece
     room: Room | None = None
     observers: tuple[Observer, ...] = ()
     log: Log | None = None

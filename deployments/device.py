@@ -33,7 +33,7 @@ class Device(Generic[T]):
         self._unload = unload
         self._uses = uses
         self._clock = clock
-        self._turn = asyncio.Lock()  # one load at a time waits for room, so that a large one is not starved
+        self._loads: list[Slot[T]] = []  # that want room: the first waits for it, so that a large one is not starved
 
     @property
     def used_bytes(self) -> int:
@@ -63,29 +63,39 @@ class Device(Generic[T]):
         Raises:
             ModelUnavailable: it does not fit even beside the pinned models alone, or its base failed a moment ago.
         """
-        if slot.size_bytes >= need and slot.has_base:
-            return  # promised already
-        async with self._turn:
-            while True:
-                if slot.base is not None:
-                    slot.base.back_off(self._clock())
-                    if slot.base.state is ModelState.UNLOADING:
-                        await self.change()
-                        continue
-                wanted, victim = shares(slot, need), self._victim(sparing=slot)
-                # NOTE: idle models leave for the activations' sake as well, but nobody waits or is refused for it: a
-                # peak is that of the largest batch so far, and must not keep a model out whose weights fit.
-                spare = max(self.peak_bytes, slot.peak_bytes) if victim else 0
-                if fits(self._slots.values(), wanted, spare, self.budget_bytes):
-                    for one, share in wanted.items():
-                        one.size_bytes = share
-                    return
-                refuse_impossible(self._slots.values(), slot, need, self.budget_bytes)
-                if victim is None:
+        self._loads.append(slot)
+        try:
+            # NOTE: looked at again at each change: one of its adapters may promise a base its room while it waits.
+            while slot.size_bytes < need or not slot.has_base:
+                if self._loads[0] is not slot:
                     await self.change()
                 else:
-                    victims += [victim, *victim.following]
-                    await asyncio.shield(self._unload(victim))
+                    await self._raise(slot, need, victims)
+        finally:
+            self._loads.remove(slot)
+            self.changed.set()
+
+    async def _raise(self, slot: Slot[T], need: int, victims: list[Slot[T]]) -> None:
+        """Take one step towards a larger share: have it, evict somebody, or wait for a change."""
+        if slot.base is not None:
+            slot.base.back_off(self._clock())
+            if slot.base.state is ModelState.UNLOADING:
+                await self.change()
+                return
+        wanted, victim = shares(slot, need), self._victim(sparing=slot)
+        # NOTE: idle models leave for the activations' sake as well, but nobody waits or is refused for it: a
+        # peak is that of the largest batch so far, and must not keep a model out whose weights fit.
+        spare = max(self.peak_bytes, slot.peak_bytes) if victim else 0
+        if fits(self._slots.values(), wanted, spare, self.budget_bytes):
+            for one, share in wanted.items():
+                one.size_bytes = share
+            return
+        refuse_impossible(self._slots.values(), slot, need, self.budget_bytes)
+        if victim is None:
+            await self.change()
+        else:
+            victims += [victim, *victim.following]
+            await asyncio.shield(self._unload(victim))
 
     async def grow(self, slot: Slot[T], need: int, victims: list[Slot[T]]) -> bool:
         """Raise the share of a model that turned out larger than estimated; return whether idle models had the room.

@@ -7,8 +7,7 @@ States of a slot (one per model and configuration):
 
 A slot in use (leased) or pinned is never evicted, nor the base of such an adapter (`deployments.bases`). Room is made
 once files have been fetched and sized, and all at once, so that two loads never wait for each other; what was evicted
-for a load that fails comes back. Who holds how much: `deployments.device`; where a model goes: `deployments.tiers`.
-Pure asyncio; used by `deployments.models`.
+for a load that fails comes back. Who holds how much: `device.py`; where a model goes: `tiers.py`. Used by `models.py`.
 """
 
 import asyncio
@@ -248,6 +247,7 @@ class Residency(Generic[T]):
     def _tidy(self, slot: Slot[T]) -> None:
         """Wake loads that wait for room; let a retired slot go that nobody uses; watch an idle one."""
         self.device.changed.set()
+        base = slot.base
         if not slot.n_leases and slot.task is None and not any(adapter.task for adapter in slot.adapters):
             if slot.is_retired and slot.model is None:
                 slot.rest_on(None)
@@ -256,5 +256,5 @@ class Residency(Generic[T]):
                 self._start_unload(slot)
             elif slot.spec.key not in self.device.kept:
                 self._idle.watch(slot)
-        if slot.base is not None:
-            self._tidy(slot.base)
+        if base is not None:
+            self._tidy(base)

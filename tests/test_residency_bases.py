@@ -69,6 +69,27 @@ async def test_an_idle_adapter_goes_with_its_base(loader: Loader) -> None:
     assert residency.used_bytes == 0
 
 
+@pytest.mark.parametrize("order", [["a", "A"], ["A", "a"]])
+async def test_both_go_when_both_are_removed_in_whatever_order(loader: Loader, order: list[str]) -> None:
+    residency = pool(100, loader)
+    await hold(residency, adapter("a"))
+    for name in order:
+        residency.retire(adapter("a") if name == "a" else BASES["A:1"])
+    await settle()
+    assert loader.unloaded == ["a", "A"]
+    assert residency.slots() == []
+
+
+async def test_a_base_that_got_its_room_through_an_adapter_does_not_wait_behind_others(loader: Loader) -> None:
+    residency = pool(50, loader)
+    await use(residency, "A")
+    await use(residency, "B")  # A is out, and its size known
+    loader.sizes["x"] = 10
+    async with asyncio.timeout(5):
+        await asyncio.gather(hold(residency, adapter("a")), use(residency, "x"), use(residency, "A"))
+    assert loader.loaded == ["A", "B", "A", "a", "x"]
+
+
 async def test_an_idle_adapter_can_go_alone(loader: Loader) -> None:
     residency = pool(45, loader)
     await hold(residency, adapter("a"))

@@ -69,12 +69,13 @@ class ResponseCache:
         found = self._look_up(keys, reads="no-cache" not in wish)
         work.context.phases["cache"] = self._clock() - started
         self._report(work, keys, found)
+        is_all_missing = len(found.missing) == len(keys.keys)
         try:
-            if len(found.missing) == len(keys.keys):
+            if is_all_missing:
                 return (await self._compute(work, keys, found.missing, compute))[0]
             return await self._complete(work, keys, found, compute)
         except InvalidInput:
-            if len(found.missing) == len(keys.keys):
+            if is_all_missing:
                 raise
             return await compute(work)  # the reduced request's error counts its own rows: let it name the client's
 
@@ -151,11 +152,6 @@ class ResponseCache:
             self._metrics.evicted(self.store.n_evicted - n_evicted)
 
     def _report(self, work: Work, keys: Keys, found: _Found) -> None:
-        if len(found.missing) == len(keys.keys):
-            self._metrics.cache(work.plan.primary, 0, 0, len(keys.keys))
-            work.context.headers["x-cache"] = "miss"
-            work.context.headers["x-cache-items"] = f"0/{len(keys.keys)}"
-            return
         n_known, n_joined, n_missing = _count(keys.keys, found)
         self._metrics.cache(work.plan.primary, n_known, n_joined, n_missing)
         headers = work.context.headers
@@ -167,6 +163,8 @@ class ResponseCache:
 
 
 def _count(keys: Sequence[bytes], found: _Found) -> tuple[int, int, int]:
+    if len(found.missing) == len(keys):
+        return 0, 0, len(keys)
     n_known = sum(key in found.known for key in keys)
     n_joined = sum(key in found.joined for key in keys)
     return n_known, n_joined, len(keys) - n_known - n_joined

@@ -40,6 +40,10 @@ class _Visible:
         self._principal = principal
         self._action = action
 
+    @property
+    def server_name(self) -> str:
+        return self._models.server_name
+
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
         try:
             model = self._models.resolve(name, version)

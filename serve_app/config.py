@@ -39,6 +39,12 @@ class CorsConfig(Strict):
 class EndpointConfig(Strict):
     """`user_config` of the Ingress deployment."""
 
+    server_name: str = Field(
+        default="model-endpoint",
+        min_length=1,
+        max_length=128,
+        description="what `GET /v2` and ServerMetadata call this server",
+    )
     pools: dict[str, PoolRef] = Field(default_factory=dict, description="pool applications by name")
     aliases: dict[ModelRef, Alias] = Field(
         default_factory=dict,

@@ -111,6 +111,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
             await self._record.recall()
         ACCESS.disabled = not config.access_log
         self._refused = {}
+        self._registry.server_name = config.server_name
         self._registry.configure(config.pools, self._problems(), config.aliases)
         await self._learn_host()
         if is_first:

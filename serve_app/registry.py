@@ -11,7 +11,7 @@ from deployments.errors import ModelNotFound, ModelUnavailable, PoolUnavailable
 from deployments.types import ModelState, ModelStatus, PoolStatus, model_key
 from deployments.versions import natural
 from serve_app.aliases import Aliases, Rank
-from serve_app.config import PoolRef
+from serve_app.config import EndpointConfig, PoolRef
 from serve_app.lanes import Target
 from serve_app.protocols.types import Readiness
 from serve_app.standing import Standing
@@ -29,6 +29,7 @@ class Registry:
     """All models of all pools."""
 
     def __init__(self) -> None:
+        self.server_name = EndpointConfig().server_name
         self._pools: dict[str, _Pool] = {}
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first

@@ -98,6 +98,7 @@ class FakeModels:
     def __init__(self, models: tuple[ModelStatus, ...] = MODELS) -> None:
         self._models = models
         self.waiting: dict[str, str] = {}
+        self.server_name = "model-endpoint"
 
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
         name, _, tail = name.partition(":")

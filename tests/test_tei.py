@@ -72,6 +72,29 @@ def test_a_long_text_is_told_whole(client: httpx.Client) -> None:
         ask(client, f"{MOOD}/predict", inputs="cat " * 100, truncate=True)
 
 
+@pytest.mark.parametrize("direction", ["left", "Left", "right", "Right"])
+def test_a_long_text_is_cut_on_the_side_that_is_asked_for(client: httpx.Client, direction: str) -> None:
+    """The embedding model takes 16 tokens, two of them special."""
+    start, end = "cat " * 14, "dog " * 14
+    kept = end if direction.lower() == "left" else start
+    how = {"truncate": True, "truncation_direction": direction}
+    assert ask(client, "/embed", model="embed", inputs=start + end, **how) == ask(
+        client, "/embed", model="embed", inputs=kept
+    )
+    ids = [[7] * 16 + [9] * 16]
+    kept_ids = [[9 if direction.lower() == "left" else 7] * 16]
+    assert ask(client, "/embed", model="embed", inputs=ids, **how) == ask(
+        client, "/embed", model="embed", inputs=kept_ids
+    )
+    sentences = {"source_sentence": start + end, "sentences": [kept, start + end]}
+    near = ask(client, "/similarity", model="embed", inputs=sentences, parameters=how)
+    assert near == pytest.approx([1, 1], abs=1e-5)
+    scores = ask(client, f"{MOOD}/predict", inputs="cat " * 30 + "dog " * 30, **how)
+    assert scores == ask(client, f"{MOOD}/predict", inputs=("dog " if direction.lower() == "left" else "cat ") * 30)
+    ask(client, "/embed", 422, model="embed", inputs=start + end, truncation_direction=direction)
+    ask(client, "/embed", 422, model="embed", inputs="cat", truncation_direction="up")
+
+
 def test_ids_decode_to_their_text_and_back(client: httpx.Client) -> None:
     texts = ["the cat is happy", "no dog"]
     for model in ("mood", "mask"):

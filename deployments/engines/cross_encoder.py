@@ -42,7 +42,7 @@ class CrossEncoder(TextEngine):
         queries = read_texts(request.inputs, field)
         texts = read_texts(request.inputs, "text")
         truncate = self._truncates(params)
-        if not truncate:
+        if truncate is None:
             self._tokenizer.encode(queries, field)  # so that an error names the query where it alone is too long
         each = queries * len(texts) if field == "query" else queries
         return self._items(self._tokenizer.encode(each, "text", texts, truncate=truncate))

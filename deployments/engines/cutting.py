@@ -7,15 +7,18 @@ cuts would make the other one's texts short, or let its own pass uncut. Called b
 from typing import Any, Literal, TypeAlias
 
 Cut: TypeAlias = Literal["longest_first", "only_first"]
+Side: TypeAlias = Literal["left", "right"]
 
 
-def cut(tokenizer: Any, limit: int, how: Cut, text: str, pair: str | None = None) -> Any:
+def cut(tokenizer: Any, limit: int, how: Cut, side: Side, text: str, pair: str | None = None) -> Any:
     """Return the `tokenizers.Encoding` of a text, or of a pair, cut to `limit` tokens, special ones included.
+
+    `side` is where tokens go: from the left, the end of a text is kept.
 
     Where `only_first` may be cut, something of it has to be left: the caller has checked that. `sequence_ids` of a cut
     pair mean nothing.
     """
-    backend, side = tokenizer.backend_tokenizer, tokenizer.truncation_side
+    backend = tokenizer.backend_tokenizer
     room = limit - tokenizer.num_special_tokens_to_add(pair=pair is not None)
     first = backend.encode(text, add_special_tokens=False)
     if pair is None:

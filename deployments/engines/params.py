@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
+from deployments.engines.cutting import Side
 from deployments.errors import InvalidInput
 from deployments.spec import Strict
 
@@ -15,6 +16,10 @@ class TextParams(Strict):
     """Parameters of every engine that reads text."""
 
     truncate: bool = Field(default=False, description="cut texts over the model's limit instead of refusing them")
+    truncation_side: Side | None = Field(
+        default=None,
+        description="where they are cut: right (the tokenizer's usual side), or left, which keeps their end",
+    )
 
 
 def parse_params(kind: type[P], params: Mapping[str, JsonValue]) -> P:

@@ -11,6 +11,7 @@ import torch
 
 from deployments.engines import expected_signature
 from deployments.engines.base import unavailable
+from deployments.engines.cutting import Side
 from deployments.engines.loading import free_device, load_model, module_bytes
 from deployments.engines.packed import PackedModel, forward_for
 from deployments.engines.padded import PaddedModel, Reads
@@ -69,7 +70,7 @@ class TextEngine(Vocabulary):
 
     def warm_up(self) -> None:
         """Run once on a short text."""
-        self.run(self._items(self._tokenizer.encode(["warm up"], "text", truncate=True)))
+        self.run(self._items(self._tokenizer.encode(["warm up"], "text", truncate="right")))
 
     def park(self) -> None:
         """Take the weights off the device."""
@@ -100,8 +101,11 @@ class TextEngine(Vocabulary):
         """Turn what the family reads, FP32, into one output a text; by default its row."""
         return list(values.cpu().numpy())
 
-    def _truncates(self, params: TextParams) -> bool:
-        return params.truncate or self._spec.truncation
+    def _truncates(self, params: TextParams) -> Side | None:
+        """Return the side on which texts are cut that are too long; None where they are refused."""
+        if not (params.truncate or self._spec.truncation):
+            return None
+        return params.truncation_side or self._tokenizer.side
 
     def _items(self, encodings: Iterable[Encoding]) -> list[Item]:
         return [self._item(Tokens(encoding.ids, encoding.type_ids)) for encoding in encodings]

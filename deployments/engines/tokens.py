@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from deployments.engines import cutting
 from deployments.engines.base import unavailable
-from deployments.engines.cutting import Cut
+from deployments.engines.cutting import Cut, Side
 from deployments.engines.loading import OFFLINE
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.spec import ModelSpec
@@ -48,6 +48,7 @@ class TextTokenizer:
         self._pad_id = self.tokenizer.eos_token_id or 0 if pad_id is None else pad_id
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = self._pad_id  # decoders look for the last token that is none
+        self.side: Side = self.tokenizer.truncation_side  # where it is usually cut
         self._has_type_ids = "token_type_ids" in self.tokenizer.model_input_names
 
     def encode(
@@ -56,13 +57,14 @@ class TextTokenizer:
         field: str,
         pairs: Sequence[str] | None = None,
         *,
-        truncate: bool = False,
+        truncate: Side | None = None,
         cut: Cut = "longest_first",
         n_each: int = 1,
     ) -> list[Encoding]:
         """Tokenise texts, or pairs of texts.
 
-        Errors call them `field[i]`, counting a text that stands there `n_each` times in a row once.
+        `truncate` is the side on which a text over the limit is cut; None: it is refused. Errors call texts
+        `field[i]`, counting one that stands there `n_each` times in a row once.
 
         Raises:
             InputTooLong: one is over the limit and may not be cut, or cutting would leave nothing of the text.
@@ -72,15 +74,15 @@ class TextTokenizer:
         too_long = [i for i, encoding in enumerate(encodings) if len(encoding.ids) > self.limit]
         for i in too_long:
             surplus = len(encodings[i].ids) - self.limit
-            if not truncate or (cut == "only_first" and encodings[i].sequence_ids.count(0) <= surplus):
+            if truncate is None or (cut == "only_first" and encodings[i].sequence_ids.count(0) <= surplus):
                 raise self._too_long(f"{field}[{i // n_each}]", len(encodings[i].ids), pairs is not None)
-            encodings[i] = cutting.cut(self.tokenizer, self.limit, cut, texts[i], pairs[i] if pairs else None)
+            encodings[i] = cutting.cut(self.tokenizer, self.limit, cut, truncate, texts[i], pairs[i] if pairs else None)
         for i, encoding in enumerate(encodings):
             if not encoding.ids:
                 raise InvalidInput(f"{field}[{i}] is empty: it has no tokens", field=f"{field}[{i}]")
         return encodings
 
-    def read_ids(self, texts: Sequence[str], field: str, *, truncate: bool = False) -> list[Tokens]:
+    def read_ids(self, texts: Sequence[str], field: str, *, truncate: Side | None = None) -> list[Tokens]:
         """Return token ids that a caller has made, written with spaces between; no special ones are added.
 
         Raises:
@@ -106,13 +108,13 @@ class TextTokenizer:
         # NOTE: not `tokenizer.decode`, which may tidy spaces up besides.
         return list(self.tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special))
 
-    def _read_ids(self, text: str, field: str, truncate: bool) -> Tokens:
+    def _read_ids(self, text: str, field: str, truncate: Side | None) -> Tokens:
         ids = self.ids(text, field)
         if not ids:
             raise _no_ids(field, len(self.tokenizer))
-        if len(ids) > self.limit and not truncate:
+        if len(ids) > self.limit and truncate is None:
             raise self._too_long(field, len(ids), False)
-        ids = ids[: self.limit]
+        ids = ids[-self.limit :] if truncate == "left" else ids[: self.limit]
         return Tokens(ids, [0] * len(ids))
 
     def pad(self, rows: Sequence[Tokens], device: str) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from serve_app.protocols.tei_schema import (
     SimilarityRequest,
     TeiRerankRequest,
     TokenVectors,
+    Truncates,
     Vectors,
 )
 from serve_app.protocols.text_inputs import read_texts_or_ids
@@ -54,7 +55,7 @@ def parse_predict(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
     texts, pairs, is_batch = _pairs(body.inputs)
     name = tei_model(raw, body.model, (_CLASSES,), models, "predict requests")
     inputs = {"text": text_array(texts)} | ({"text_pair": text_array(pairs)} if pairs else {})
-    params = _params(body.truncate)
+    params = _params(body)
     if body.raw_scores:
         params["function_to_apply"] = "none"
     return InferRequest(name, inputs, params=params, request_id=raw.request_id), partial(_render_classes, is_batch)
@@ -69,7 +70,7 @@ def parse_ranking(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
     not_empty(body.texts, "texts")
     name = tei_model(raw, body.model, (_RANKING,), models, "rerank requests")
     inputs = {"query": text_array([body.query]), "text": text_array(body.texts)}
-    params = _params(body.truncate)
+    params = _params(body)
     if body.raw_scores:
         params["raw_scores"] = True
     request = InferRequest(name, inputs, params=params, request_id=raw.request_id)
@@ -82,7 +83,7 @@ def parse_similarity(raw: RawRequest, models: Models) -> tuple[InferRequest, Ren
     not_empty(body.inputs.sentences, "inputs.sentences")
     name = tei_model(raw, body.model, (_EMBEDDING,), models, "similarity requests")
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
-    params = _params(body.parameters.truncate, normalize=True)
+    params = _params(body.parameters, normalize=True)
     if body.parameters.prompt_name is not None:
         params["prompt_name"] = body.parameters.prompt_name
     request = InferRequest(name, {"text": text_array(texts)}, params=params, request_id=raw.request_id)
@@ -131,7 +132,7 @@ def _embedding(
     not_empty(body.inputs, "inputs")
     texts, are_ids = read_texts_or_ids(body.inputs, "inputs")
     name = tei_model(raw, body.model, (_EMBEDDING,), models, "embed requests")
-    params = _params(body.truncate, **params)
+    params = _params(body, **params)
     if are_ids:
         params["token_ids"] = True
     if body.prompt_name is not None:
@@ -141,8 +142,12 @@ def _embedding(
     return InferRequest(name, {"text": text_array(texts)}, params=params, request_id=raw.request_id)
 
 
-def _params(truncate: bool | None, **more: JsonValue) -> dict[str, JsonValue]:
-    return more if truncate is None else {**more, "truncate": truncate}
+def _params(how: Truncates, **more: JsonValue) -> dict[str, JsonValue]:
+    if how.truncate is not None:
+        more["truncate"] = how.truncate
+    if how.truncation_direction == "left":
+        more["truncation_side"] = "left"
+    return more
 
 
 def _pairs(inputs: JsonValue) -> tuple[list[str], list[str], bool]:

@@ -5,7 +5,7 @@ Read by `tei` and, through `ENDPOINTS`, by `openapi`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, RootModel, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, RootModel, WithJsonSchema
 
 from serve_app.protocols.json_body import Wire
 from serve_app.protocols.rerank import RerankRequest, RerankResponse
@@ -24,10 +24,22 @@ def _strings(n_most: int) -> Any:
     return {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": n_most}
 
 
-class _Common(Wire):
-    model: str | None = Field(default=None, description="ours: may be left out where one model here does this")
+def _lower(given: object) -> object:
+    return given.lower() if isinstance(given, str) else given
+
+
+_Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]  # TEI's own clients write Left and Right
+
+
+class Truncates(Wire):
+    """Whether long texts are cut, and on which side."""
+
     truncate: bool | None = Field(default=None, description="cut long texts instead of refusing them")
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: _Direction = Field(default="right", description="left keeps the end of a text")
+
+
+class _Common(Truncates):
+    model: str | None = Field(default=None, description="ours: may be left out where one model here does this")
 
 
 class EmbedRequest(_Common):
@@ -85,11 +97,9 @@ class SimilarityInputs(Wire):
     sentences: Annotated[list[str], WithJsonSchema(_strings(MAX_TEXTS - 1)), Field(max_length=MAX_TEXTS - 1)]
 
 
-class SimilarityParameters(Wire):
+class SimilarityParameters(Truncates):
     """How."""
 
-    truncate: bool | None = None
-    truncation_direction: Literal["right", "Right"] = "right"
     prompt_name: str | None = Field(default=None, description=_PROMPT)
 
 

@@ -54,6 +54,10 @@ class Readiness:
 class Models(Protocol):
     """The registry as codecs see it."""
 
+    @property
+    def server_name(self) -> str:
+        """What the endpoint calls itself."""
+
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
         """Return the model a request means; `name` may be `name:version`. Raises ModelNotFound."""
 

@@ -77,7 +77,7 @@ def _request(
     inputs = _inputs(body, binary, status)
     check_inputs(inputs, status.signature, status.name)
     asked = [(output.name, output.parameters or {}) for output in body.outputs or []]
-    outputs = read_outputs(asked, status, all_binary=parameters.binary_outputs)
+    outputs = read_outputs(asked, status, all_binary=bool(parameters.binary_outputs))
     request = InferRequest(
         name, inputs, version, parameters.params, outputs.names, parameters.timeout_s, raw.request_id
     )

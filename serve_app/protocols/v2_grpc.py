@@ -1,7 +1,8 @@
 """Open Inference Protocol V2 over gRPC: protobuf messages to requests and answers, with the checks of REST.
 
-Called by `serve_app.rpc.door`. An answer is raw where its request was, or where an output has no field of its own
-(FP16); otherwise its elements stand in typed fields, which people can read.
+Called by `serve_app.rpc.calls`. Answers are raw, as Triton's: that is what its clients look for. `binary_data: false`
+of every output, or `binary_data_output: false` of the request, asks for typed fields, which people can read; an answer
+with an output that has none (FP16) is raw all the same, since the protocol does not mix the two.
 """
 
 import math
@@ -53,10 +54,9 @@ def parse_infer(
     inputs = _inputs(message, status)
     check_inputs(inputs, status.signature, status.name)
     asked = [(output.name, _values(output.parameters)) for output in message.outputs]
-    outputs = read_outputs(asked, status, all_binary=parameters.binary_outputs)
+    outputs = read_outputs(asked, status, all_binary=parameters.binary_outputs is not False)
     request = InferRequest(name, inputs, version, parameters.params, outputs.names, parameters.timeout_s, request_id)
-    is_raw = bool(message.raw_input_contents)
-    return request, partial(_render, message.id, outputs, is_raw, parameters.final_response)
+    return request, partial(_render, message.id, outputs, parameters.final_response)
 
 
 def _inputs(message: ModelInferRequest, status: ModelStatus) -> dict[str, Array]:
@@ -80,7 +80,7 @@ def _inputs(message: ModelInferRequest, status: ModelStatus) -> dict[str, Array]
             continue
         if tensor.HasField("contents"):
             raise InvalidInput(
-                f"contents field must not be specified when using raw_input_contents for input {tensor.name!r} "
+                f"contents field must not be specified when using raw_input_contents for {tensor.name!r} "
                 f"for model {status.name!r}",
                 field=field,
             )
@@ -117,15 +117,15 @@ def _typed(tensor: Input, field: str) -> Array:
     return array.reshape(shape)
 
 
-def _render(message_id: str, outputs: Outputs, is_raw: bool, final: bool, result: InferResult) -> ModelInferResponse:
+def _render(message_id: str, outputs: Outputs, final: bool, result: InferResult) -> ModelInferResponse:
     answer = ModelInferResponse(model_name=result.model, model_version=result.version, id=message_id)
     if final:
         answer.parameters[FINAL].bool_param = True
-    selected = [(output.name, array) for output, array in outputs.select(result)]
-    is_raw = is_raw or any(datatype_of(array) not in _FIELDS for _, array in selected)
-    for name, array in selected:
+    selected = list(outputs.select(result))
+    is_raw = any(output.is_binary or datatype_of(array) not in _FIELDS for output, array in selected)
+    for output, array in selected:
         datatype = datatype_of(array)
-        tensor = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        tensor = answer.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
         if is_raw:
             answer.raw_output_contents.append(to_bytes(array))
         else:

@@ -23,12 +23,11 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-_SERVER = dump({"name": "model-endpoint", "version": __version__, "extensions": EXTENSIONS})
 
 
 def server(raw: RawRequest, models: Models) -> Reply:
     """Answer `GET /v2`."""
-    return Reply(_SERVER)
+    return Reply(dump({"name": models.server_name, "version": __version__, "extensions": EXTENSIONS}))
 
 
 def live(raw: RawRequest, models: Models) -> Reply:

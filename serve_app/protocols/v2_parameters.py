@@ -22,7 +22,7 @@ class Parameters:
     """What the parameters of one request say."""
 
     timeout_s: float | None = None
-    binary_outputs: bool = False
+    binary_outputs: bool | None = None  # None: as the protocol does by itself
     final_response: bool = False
     params: dict[str, JsonValue] = field(default_factory=dict)
 

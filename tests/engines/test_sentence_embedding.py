@@ -141,7 +141,7 @@ def test_unsupported_module_is_refused_by_name(tmp_path: Path) -> None:
         (
             {"normalise": True},
             "normalise",
-            "this model knows: truncate, pooled, prompt_name, token_ids, normalize",
+            "this model knows: truncate, truncation_side, pooled, prompt_name, token_ids, normalize",
         ),
         ({"normalize": "yes"}, "normalize", "valid boolean"),
         ({"truncate": 1}, "truncate", "valid boolean"),

@@ -8,6 +8,7 @@ import pytest
 from engine_calls import load
 from tiny_models import build
 
+from deployments.engines.cutting import Side
 from deployments.engines.tokens import TextTokenizer
 
 WORDS = "the cat sat on a mat and the dog ran to the house of a man"
@@ -30,7 +31,7 @@ def test_threads_that_cut_and_threads_that_do_not_leave_each_other_alone(tokeniz
     def cuts() -> None:
         try:
             for _ in range(150):
-                found = tokenizer.encode([LONG] * 4, "text", truncate=True)
+                found = tokenizer.encode([LONG] * 4, "text", truncate="right")
                 assert {len(encoding.ids) for encoding in found} == {tokenizer.limit}
         except BaseException as exc:
             faults.append(exc)
@@ -60,7 +61,7 @@ FIRST = [(LONG, None), (LONG, "the dog"), (LONG, "")]
 def test_cutting_is_what_the_tokenizer_itself_would_do(
     tokenizer: TextTokenizer,
     cut: Literal["longest_first", "only_first"],
-    side: str,
+    side: Side,
     first: str,
     second: str | None,
 ) -> None:
@@ -69,6 +70,6 @@ def test_cutting_is_what_the_tokenizer_itself_would_do(
     seconds = None if second is None else [second]
     want = backend([first], seconds, truncation=cut, max_length=tokenizer.limit, verbose=False).encodings[0]
     backend.backend_tokenizer.no_truncation()
-    (got,) = tokenizer.encode([first], "text", seconds, truncate=True, cut=cut)
+    (got,) = tokenizer.encode([first], "text", seconds, truncate=side, cut=cut)
     for name in ("ids", "type_ids", "offsets", "special_tokens_mask"):
         assert getattr(got, name) == getattr(want, name), name

@@ -245,10 +245,12 @@ async def test_metadata_tells_what_a_model_takes_and_gives(client: httpx.AsyncCl
     assert older["properties"]["version"] == "1"
 
 
-async def test_server_metadata_and_model_names(client: httpx.AsyncClient) -> None:
+async def test_server_metadata_and_model_names(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     server = (await client.get("/v2")).json()
     assert server["name"] == "model-endpoint"
     assert set(server) == {"name", "version", "extensions"}
+    gateway.models.server_name = "triton"
+    assert (await client.get("/v2")).json()["name"] == "triton"
     names = (await client.get("/v2/models")).json()["models"]
     assert names.count("mood") == 1
 

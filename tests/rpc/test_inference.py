@@ -56,8 +56,35 @@ def test_every_error_has_a_status() -> None:
     assert {kind.status for kind in kinds} <= set(STATUSES)
 
 
-async def test_what_is_sent_typed_is_answered_typed(service: Service, rpc: Rpc, gateway: FakeGateway) -> None:
-    answer = await service.ModelInfer(text(id="7"), rpc)
+TYPED = {"binary_data_output": pb.InferParameter(bool_param=False)}
+WANTED = pb.ModelInferRequest.InferRequestedOutputTensor
+
+
+async def test_what_is_sent_typed_is_answered_raw_as_triton_does(service: Service, rpc: Rpc) -> None:
+    answer = await service.ModelInfer(text(), rpc)
+    assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [1, 0, 0, 3, 2, 0, 0, 3]
+    assert not answer.outputs[0].HasField("contents")
+
+
+async def test_typed_fields_come_when_every_output_asks_for_them(service: Service, rpc: Rpc) -> None:
+    def named(**binary: bool) -> list[Any]:
+        values = {name: {"binary_data": pb.InferParameter(bool_param=value)} for name, value in binary.items()}
+        return [WANTED(name=name, parameters=parameters) for name, parameters in values.items()]
+
+    async def is_raw(**fields: Any) -> bool:
+        answer = await service.ModelInfer(text(model="mood", **fields), rpc)
+        assert rpc.code is None, rpc.details
+        assert bool(answer.raw_output_contents) != any(output.HasField("contents") for output in answer.outputs)
+        return bool(answer.raw_output_contents)
+
+    assert not await is_raw(parameters=TYPED)
+    assert not await is_raw(outputs=named(label=False, score=False))
+    assert await is_raw(outputs=named(label=False, score=True))
+    assert await is_raw(outputs=named(label=True), parameters=TYPED)
+
+
+async def test_an_answer_says_whose_it_is_and_is_recorded(service: Service, rpc: Rpc, gateway: FakeGateway) -> None:
+    answer = await service.ModelInfer(text(id="7", parameters=TYPED), rpc)
     assert (rpc.code, answer.id, answer.model_name, answer.model_version) == (None, "7", "minilm", "1")
     [output] = answer.outputs
     assert (output.name, output.datatype, list(output.shape)) == ("embedding", "FP32", [2, 4])
@@ -87,7 +114,8 @@ FIELDS = {
 @pytest.mark.parametrize("datatype", FIELDS)
 async def test_every_typed_datatype_goes_both_ways(service: Service, rpc: Rpc, datatype: str) -> None:
     field, values = FIELDS[datatype]
-    answer = await service.ModelInfer(request(tensor(datatype=datatype, shape=[2], **{field: values})), rpc)
+    sent = request(tensor(datatype=datatype, shape=[2], **{field: values}), parameters=TYPED)
+    answer = await service.ModelInfer(sent, rpc)
     assert rpc.code is None, rpc.details
     assert answer.outputs[0].datatype == datatype
     assert list(getattr(answer.outputs[0].contents, field)) == values
@@ -107,7 +135,7 @@ async def test_an_output_without_typed_field_makes_the_answer_raw(
     service: Service, rpc: Rpc, gateway: FakeGateway
 ) -> None:
     gateway.outputs = {"h": np.ones(1, np.float16), "s": np.ones(1, np.float32)}
-    answer = await service.ModelInfer(request(tensor(shape=[1], fp32_contents=[1])), rpc)
+    answer = await service.ModelInfer(request(tensor(shape=[1], fp32_contents=[1]), parameters=TYPED), rpc)
     assert [len(raw) for raw in answer.raw_output_contents] == [2, 4]
 
 
@@ -123,7 +151,7 @@ BAD = [
     (request(tensor(), raw_input_contents=[b"", b""]), "the number of inputs (1) does not match the expected number"),
     (
         request(tensor(fp32_contents=[1, 2]), raw_input_contents=[b"1" * 8]),
-        "contents field must not be specified when using raw_input_contents for input 'x' for model 'echo'",
+        "contents field must not be specified when using raw_input_contents for 'x' for model 'echo'",
     ),
     (request(tensor(), raw_input_contents=[b"1" * 7]), "shape [1, 2] needs 8 bytes, got 7 bytes"),
     (request(), "give at least one tensor"),
@@ -332,7 +360,7 @@ async def test_a_generating_model_streams_its_text_in_pieces(service: Service, r
     one = pb.ModelInferRequest.InferInputTensor(
         name="text", datatype="BYTES", shape=[1], contents=pb.InferTensorContents(bytes_contents=[b"hi"])
     )
-    wish = {"triton_enable_empty_final_response": pb.InferParameter(bool_param=True)}
+    wish = {"triton_enable_empty_final_response": pb.InferParameter(bool_param=True), **TYPED}
     asked = pb.ModelInferRequest(model_name="smollm2", id="7", inputs=[one], parameters=wish)
     answers = [answer.infer_response async for answer in service.ModelStreamInfer(stream(asked), rpc)]
     texts = [answer.outputs[0].contents.bytes_contents[0] for answer in answers]
@@ -341,7 +369,7 @@ async def test_a_generating_model_streams_its_text_in_pieces(service: Service, r
     assert {answer.id for answer in answers} == {"7"}
     reason = next(output for output in answers[-1].outputs if output.name == "finish_reason")
     assert reason.contents.bytes_contents[0] == b"stop"
-    whole = await service.ModelInfer(pb.ModelInferRequest(model_name="smollm2", inputs=[one]), rpc)
+    whole = await service.ModelInfer(pb.ModelInferRequest(model_name="smollm2", inputs=[one], parameters=TYPED), rpc)
     assert whole.outputs[0].contents.bytes_contents[0] == b"Hello, world!"
     gateway.breaks_off = DeadlineExceeded("too slow")
     late = [answer async for answer in service.ModelStreamInfer(stream(asked), rpc)]

@@ -30,6 +30,7 @@ def check_a_client_made_from_reflection(url: str, address: str) -> None:
         method = service.methods_by_name["ModelInfer"]
         request = message_factory.GetMessageClass(method.input_type)()
         request.model_name = "simple"
+        request.parameters["binary_data_output"].bool_param = False  # typed fields
         for name in ("INPUT0", "INPUT1"):
             tensor = request.inputs.add(name=name, datatype="INT32", shape=[1, 16])
             tensor.contents.int_contents.extend(range(16))

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.errors import PoolUnavailable, ServeError
 from deployments.gcs_store import GcsStore
 from deployments.metrics import ReplicaMetrics
-from deployments.orders import Order, Store
+from deployments.orders import Order, Store, Verb
 from deployments.statistics import ModelStatistics, merged
 from deployments.types import ModelState, ModelStatus, PoolStatus
 
@@ -81,7 +81,7 @@ class Catalog:
         await self._save(orders)
         if not (answers := await self._ask("status", orders)):
             raise PoolUnavailable("the order is noted, but the pool has no replica that answers", retry_after_s=1.0)
-        if order is Order.LOAD:
+        if order.verb is Verb.LOAD:
             await asyncio.gather(*(self.warm(key, 1) for key in keys))
         else:
             await self._until_gone(frozenset(keys), answers)
@@ -111,7 +111,7 @@ class Catalog:
             await self._save(orders)
         if self._replicas != (now := frozenset(status.replicas)):
             self._replicas = now
-            for key in [key for key, order in orders.items() if order is Order.LOAD]:
+            for key in [key for key, order in orders.items() if order.verb is Verb.LOAD]:
                 task = asyncio.create_task(self._warm_again(key))
                 self._warming.add(task)
                 task.add_done_callback(self._warming.discard)

@@ -36,8 +36,8 @@ class GcsStore:
 
     def load(self) -> Orders:
         """Return the saved orders."""
-        return {key: Order(order) for key, order in json.loads(self._value.load() or b"{}").items()}
+        return {key: Order.parse(order) for key, order in json.loads(self._value.load() or b"{}").items()}
 
     def save(self, orders: Orders) -> None:
         """Save these orders."""
-        self._value.save(json.dumps(dict(orders)).encode())
+        self._value.save(json.dumps({key: str(order) for key, order in orders.items()}).encode())

@@ -8,15 +8,16 @@ its place, a wrong one is listed with its reason while its previous configuratio
 import asyncio
 import contextvars
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.discovery import all_versions, discovered
-from deployments.engines import check_options, expected_signature, independent_rows, missing_bases
+from deployments.discovery import all_versions
+from deployments.engines import expected_signature, independent_rows
+from deployments.entries import usable
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
 from deployments.generating import Resident
-from deployments.orders import Order, Orders
+from deployments.orders import Orders, Verb, as_ordered
 from deployments.residency import Residency
 from deployments.slot import Loader
 from deployments.spec import ModelSpec, PoolConfig, parse_models
@@ -51,6 +52,7 @@ class ModelTable:
         self._refused: dict[str, str] = {}  # by the configuration itself
         self._failed: dict[str, str] = {}  # found out while making a change ready
         self._unloaded: frozenset[str] = frozenset()  # by order of an operator
+        self._max_items: Mapping[str, int] = {}  # likewise
         residency.bases.base_of = lambda spec: None if spec.base is None else self.spec(spec.base)
 
     @property
@@ -69,8 +71,12 @@ class ModelTable:
 
     def obey(self, orders: Orders) -> None:
         """Hold models to what operators ordered: keep some in memory, take others out. Idempotent; never waits."""
-        self._residency.device.kept = frozenset(key for key, order in orders.items() if order is Order.LOAD)
-        unloaded = frozenset(key for key, order in orders.items() if order is Order.UNLOAD)
+        self._residency.device.kept = frozenset(key for key, order in orders.items() if order.verb is Verb.LOAD)
+        unloaded = frozenset(key for key, order in orders.items() if order.verb is Verb.UNLOAD)
+        max_items = {key: order.max_items for key, order in orders.items() if order.max_items}
+        if max_items != self._max_items:
+            self._max_items = max_items
+            self.configure(self._user_config)
         if unloaded == self._unloaded:
             return
         before, self._unloaded = self._unloaded, unloaded
@@ -88,7 +94,7 @@ class ModelTable:
         """Bring the table to what `user_config` says. Idempotent."""
         self._user_config = user_config
         settings, refused = parse_models(user_config)
-        specs = _right(settings.models, refused)
+        specs = usable(settings.models, refused)
         self._refused = refused
         for key, reason in refused.items():
             logger.error("configuration entry %s refused: %s", key, reason)
@@ -99,7 +105,7 @@ class ModelTable:
             self._residency.tiers.max_loads, self._residency.max_held = settings.max_loads, settings.max_held
         specs = offered(specs, self._settings.versions)
         for key, spec in specs.items():
-            self._apply(key, spec)
+            self._apply(key, as_ordered(spec, self._max_items.get(key)))
         bases = {entry.spec.base for key, entry in self._entries.items() if key in specs or key in refused}
         for key in self._entries.keys() - specs.keys() - refused.keys() - bases:
             if all_versions(self._entries[key].spec.name) not in refused:
@@ -234,23 +240,6 @@ class ModelTable:
     @staticmethod
     def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-
-
-def _right(models: Iterable[ModelSpec], refused: dict[str, str]) -> dict[str, ModelSpec]:
-    """Return the entries that can serve, a version each; adds to `refused` why others cannot."""
-    found, unknown = discovered(models)
-    refused |= unknown
-    specs: dict[str, ModelSpec] = {}
-    for spec in found:
-        try:
-            check_options(spec)
-            specs[spec.key] = spec
-        except ValueError as exc:
-            refused[spec.key] = str(exc)
-    for key, reason in missing_bases(specs.values()).items():
-        refused[key] = reason
-        del specs[key]
-    return specs
 
 
 def _stop(entry: _Entry) -> None:

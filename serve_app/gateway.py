@@ -173,7 +173,9 @@ class Gateway:
             async with asyncio.timeout(wait_s):
                 await self._pools.command(command)
         except TimeoutError:
-            message = f"{command.order} was ordered, but is not done after {wait_s:g} s; /v2/repository/index tells"
+            message = (
+                f"{command.order.verb} was ordered, but is not done after {wait_s:g} s; /v2/repository/index tells"
+            )
             raise DeadlineExceeded(message, timeout_s=wait_s) from None
 
     async def statistics(self) -> Mapping[str, ModelStatistics]:

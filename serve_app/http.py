@@ -236,8 +236,9 @@ async def _answer(
     if row.count:
         return row.count(raw, models, await gateway.statistics())
     if row.control:
-        await gateway.control(row.control(raw, models))
-        return Reply()
+        command = row.control(raw, models)
+        await gateway.control(command)
+        return command.reply
     return Reply(await gateway.metrics(), media_type=METRICS_TYPE)
 
 

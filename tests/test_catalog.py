@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.catalog import Catalog
 from deployments.errors import ModelUnavailable, PoolUnavailable
-from deployments.orders import Order, Orders
+from deployments.orders import LOAD, UNLOAD, Orders, Verb
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 
 
@@ -46,7 +46,7 @@ class Replica:
         if self.drains:
             self.drains -= 1
         else:
-            self.loaded -= {key for key, order in orders.items() if order is Order.UNLOAD}
+            self.loaded -= {key for key, order in orders.items() if order.verb is Verb.UNLOAD}
         models = tuple(
             ModelStatus(
                 key[0], "1", Task.TENSOR, Signature((), ()),
@@ -99,39 +99,39 @@ class Case:
 
 async def test_a_load_returns_when_the_model_is_in_memory_and_is_heard_by_all() -> None:
     case = Case("r1", "r2")
-    await case.catalog.order(Order.LOAD, ["a:1"])
+    await case.catalog.order(LOAD, ["a:1"])
     assert case.pool.loads == [("a:1", 0)]
-    assert [replica.orders for replica in case.pool.replicas] == [{"a:1": Order.LOAD}] * 2
-    assert case.store.saved == {"a:1": Order.LOAD}
+    assert [replica.orders for replica in case.pool.replicas] == [{"a:1": LOAD}] * 2
+    assert case.store.saved == {"a:1": LOAD}
 
 
 async def test_a_load_that_fails_raises_and_the_order_stands() -> None:
     case = Case("r1")
     case.pool.error = ModelUnavailable("no", reason="no")
     with pytest.raises(ModelUnavailable):
-        await case.catalog.order(Order.LOAD, ["a:1"])
-    assert case.store.saved == {"a:1": Order.LOAD}
+        await case.catalog.order(LOAD, ["a:1"])
+    assert case.store.saved == {"a:1": LOAD}
 
 
 async def test_an_unload_returns_when_no_replica_holds_the_model_any_more() -> None:
     case = Case("r1", "r2")
     for replica in case.pool.replicas:
         replica.loaded, replica.drains = {"a:1", "b:1"}, 2
-    await case.catalog.order(Order.UNLOAD, ["a:1"])
+    await case.catalog.order(UNLOAD, ["a:1"])
     assert [replica.loaded for replica in case.pool.replicas] == [{"b:1"}] * 2
 
 
 async def test_a_new_replica_hears_the_orders_and_loads_what_belongs_there() -> None:
     case = Case("r1")
-    await case.catalog.order(Order.LOAD, ["a:1"])
-    await case.catalog.order(Order.UNLOAD, ["b:1"])
+    await case.catalog.order(LOAD, ["a:1"])
+    await case.catalog.order(UNLOAD, ["b:1"])
     await case.catalog.status()
     await asyncio.sleep(0.01)
     case.pool.loads.clear()
     case.pool.replicas = [Replica("r2")]
     await case.catalog.status()
     await asyncio.sleep(0.01)
-    assert case.pool.replicas[0].orders == {"a:1": Order.LOAD, "b:1": Order.UNLOAD}
+    assert case.pool.replicas[0].orders == {"a:1": LOAD, "b:1": UNLOAD}
     assert case.pool.loads == [("a:1", 0)]
     await case.catalog.status()
     assert case.pool.loads == [("a:1", 0)], "only when replicas change"
@@ -139,23 +139,23 @@ async def test_a_new_replica_hears_the_orders_and_loads_what_belongs_there() -> 
 
 async def test_a_catalog_that_was_replaced_knows_the_orders() -> None:
     case = Case("r1")
-    await case.catalog.order(Order.UNLOAD, ["a:1"])
+    await case.catalog.order(UNLOAD, ["a:1"])
     await case.start().status()
-    assert case.pool.replicas[0].orders == {"a:1": Order.UNLOAD}
+    assert case.pool.replicas[0].orders == {"a:1": UNLOAD}
 
 
 async def test_the_order_of_a_model_that_left_the_configuration_is_forgotten() -> None:
     case = Case("r1")
-    case.store.saved = {"gone:1": Order.UNLOAD, "a:1": Order.UNLOAD}
+    case.store.saved = {"gone:1": UNLOAD, "a:1": UNLOAD}
     await case.catalog.status()
-    assert case.store.saved == {"a:1": Order.UNLOAD}
+    assert case.store.saved == {"a:1": UNLOAD}
 
 
 async def test_without_replicas_an_order_is_noted_and_refused() -> None:
     case = Case()
     with pytest.raises(PoolUnavailable, match="the order is noted"):
-        await case.catalog.order(Order.UNLOAD, ["a:1"])
-    assert case.store.saved == {"a:1": Order.UNLOAD}
+        await case.catalog.order(UNLOAD, ["a:1"])
+    assert case.store.saved == {"a:1": UNLOAD}
 
 
 async def test_ready_replicas_are_counted() -> None:
@@ -167,7 +167,7 @@ async def test_ready_replicas_are_counted() -> None:
 
 async def test_a_refused_configuration_costs_no_order() -> None:
     case = Case("r1")
-    case.store.saved = {"a:1": Order.UNLOAD, "gone:1": Order.UNLOAD}
+    case.store.saved = {"a:1": UNLOAD, "gone:1": UNLOAD}
     [replica] = case.pool.replicas
     usual = replica.status
     replica.status = lambda orders: PoolStatus((), {"models": "expected a list"}, usual(orders).n_replicas)  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from test_models import Case, entry, settle
 from deployments import discovery
 from deployments.discovery import discovered
 from deployments.errors import ModelNotFound, ServeError
-from deployments.orders import Order
+from deployments.orders import LOAD, UNLOAD, Order
 from deployments.spec import ModelSpec, parse_models
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 from serve_app.config import PoolRef
@@ -173,12 +173,12 @@ async def commanded(path: str, before: PoolStatus, after: PoolStatus, read: Any 
 )
 async def test_a_load_looks_for_new_versions_first(path: str, before: PoolStatus, ordered: tuple[str, ...]) -> None:
     handles = await commanded(path, before, status("1", "2"))
-    assert handles.orders == [(Order.LOAD, ordered)]
+    assert handles.orders == [(LOAD, ordered)]
 
 
 async def test_an_unload_looks_for_none() -> None:
     handles = await commanded("a", status("1"), status("1", "2"), unload)
-    assert handles.orders == [(Order.UNLOAD, ("a:1",))]
+    assert handles.orders == [(UNLOAD, ("a:1",))]
 
 
 async def test_a_version_that_is_not_found_either_is_404_and_an_empty_folder_says_why() -> None:

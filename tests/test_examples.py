@@ -12,9 +12,11 @@ from deployments.engines import load_engine
 from deployments.errors import InvalidInput
 from deployments.spec import ModelSpec
 from deployments.types import InferRequest, Tensors
+from serve_app.validation import Scope, check
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((EXAMPLES / "models.yaml").read_text())}
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "triton"
+APPLICATIONS = yaml.safe_load((EXAMPLES / "serve_config.yaml").read_text())["applications"]
+ENTRIES = {entry["name"]: entry for entry in APPLICATIONS[1]["deployments"][1]["user_config"]["models"]}
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,11 @@ def test_identities_give_back_what_came(name: str) -> None:
     datatype = ENTRIES[name]["options"]["kwargs"]["datatype"]
     array = np.array([[b"a", b""]], dtype=np.object_) if datatype == "BYTES" else np.ones((1, 2), np.float32)
     assert np.array_equal(answer(name, INPUT0=array)["OUTPUT0"], array)
+
+
+def test_the_configuration_is_valid() -> None:
+    report = check(EXAMPLES / "serve_config.yaml", Scope(hashes_files=True))
+    assert report.errors == report.warnings == ()
 
 
 def test_rows_must_be_as_many() -> None:

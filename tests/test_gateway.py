@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
-from deployments.orders import Order
+from deployments.orders import LOAD
 from deployments.statistics import ModelStatistics
 from deployments.types import (
     InferRequest,
@@ -110,7 +110,7 @@ async def test_outcomes_are_counted_by_model_and_code() -> None:
 
 async def test_a_command_is_passed_on_and_has_a_deadline() -> None:
     case = Case()
-    command = Command(Order.LOAD, (case.gateway.models.resolve("m"),))
+    command = Command(LOAD, (case.gateway.models.resolve("m"),))
     await case.gateway.control(command)
     assert case.commands == [command]
     case.gateway.configure(EndpointConfig(max_timeout_s=0.01))

@@ -10,7 +10,7 @@ from deployments.engines.base import Engine
 from deployments.errors import ModelNotFound, ModelUnavailable
 from deployments.loaded import LoadedModel
 from deployments.models import ModelTable
-from deployments.orders import Order
+from deployments.orders import LOAD, UNLOAD, Order, Verb
 from deployments.residency import Residency
 from deployments.spec import ModelSpec
 from deployments.turns import Turns
@@ -216,7 +216,7 @@ async def test_an_unloaded_model_leaves_memory_and_is_refused_until_it_is_loaded
     case = Case()
     case.apply(entry("a", pinned=True), entry("b"))
     await settle()
-    case.table.obey({"a:1": Order.UNLOAD})
+    case.table.obey({"a:1": UNLOAD})
     await settle()
     assert case.loader.unloads == ["a:1 /v1"]
     [a, b] = case.table.statuses()
@@ -227,7 +227,7 @@ async def test_an_unloaded_model_leaves_memory_and_is_refused_until_it_is_loaded
     case.apply(entry("a", pinned=True), entry("b"))  # Serve calls it again and again
     await settle()
     assert case.states()["a:1"] is ModelState.UNAVAILABLE
-    case.table.obey({"a:1": Order.LOAD})
+    case.table.obey({"a:1": LOAD})
     await settle()
     assert case.states()["a:1"] is ModelState.READY
     assert await case.use("a:1") == "/v1"
@@ -237,7 +237,7 @@ async def test_an_unload_lets_the_request_on_board_finish_and_a_load_may_come_me
     case = Case()
     case.apply(entry("a"))
     async with case.residency.lease(case.table.spec("a:1")):
-        case.table.obey({"a:1": Order.UNLOAD})
+        case.table.obey({"a:1": UNLOAD})
         await settle()
         assert case.loader.unloads == []
         case.table.obey({})
@@ -250,7 +250,7 @@ async def test_a_change_of_an_unloaded_model_waits_for_its_load() -> None:
     case = Case()
     case.apply(entry("a", pinned=True))
     await settle()
-    case.table.obey({"a:1": Order.UNLOAD})
+    case.table.obey({"a:1": UNLOAD})
     await settle()
     case.apply(entry("a", "/v2", pinned=True))
     await settle()
@@ -258,3 +258,31 @@ async def test_a_change_of_an_unloaded_model_waits_for_its_load() -> None:
     case.table.obey({})
     await settle()
     assert await case.use("a:1") == "/v2"
+
+
+async def test_an_order_may_say_how_large_batches_are_until_the_next() -> None:
+    case = Case()
+    models = (entry("a", pinned=True, batch={"max_items": 4, "max_tokens": 99}), entry("b"))
+    case.apply(*models)
+    await settle()
+    case.table.obey({"a:1": Order(Verb.LOAD, 16)})
+    await settle()
+
+    def sizes() -> list[int]:
+        return [model.max_items for model in case.table.statuses()]
+
+    assert sizes() == [16, 32]
+    assert case.table.spec("a:1").batch.max_tokens == 99
+    case.apply(*models)  # Serve calls it again and again
+    assert sizes() == [16, 32]
+    case.apply(entry("a", "/v2", pinned=True), models[1])
+    await settle()
+    assert sizes() == [16, 32], "a new configuration of it, too"
+    case.table.obey({"a:1": LOAD})
+    assert sizes() == [32, 32]
+    assert case.loader.loads == ["a:1 /v1", "a:1 /v2"], "no load for the size alone"
+
+
+@pytest.mark.parametrize("order", [LOAD, UNLOAD, Order(Verb.LOAD, 16)], ids=str)
+def test_an_order_is_read_as_it_was_written(order: Order) -> None:
+    assert Order.parse(str(order)) == order

@@ -7,7 +7,7 @@ import pytest
 from test_models import Case, entry, settle
 
 from deployments.errors import ModelUnavailable
-from deployments.orders import Order
+from deployments.orders import UNLOAD
 from deployments.spec import PoolConfig
 from deployments.types import ModelState
 
@@ -84,7 +84,7 @@ async def test_an_adapter_whose_base_an_operator_unloaded_says_so() -> None:
     case = Case()
     case.apply(entry("llm", task="text-generation"), adapter())
     await case.use("polite:1")
-    case.table.obey({"llm:1": Order.UNLOAD})
+    case.table.obey({"llm:1": UNLOAD})
     await settle()
     assert case.loader.unloads == ["polite:1 /v1", "llm:1 /v1"]
     with pytest.raises(ModelUnavailable, match="'llm:1' was unloaded by an operator"):

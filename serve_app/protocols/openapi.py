@@ -48,7 +48,7 @@ _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or an OAuth2 access token"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-_EXAMPLES = {"version": "1", "id": "minilm", "region": "any"}
+_EXAMPLES = {"version": "1", "id": "minilm", "region": "any", "repository": "any"}
 _MEDIA = {"/metrics": "text/plain", "/docs": "text/html", "/openapi.json": JSON}
 
 

@@ -78,6 +78,7 @@ class Command:
     order: Order
     models: tuple[ModelStatus, ...]
     look_again: Callable[[], tuple[ModelStatus, ...]] | None = None  # for `models`, once pools have found new versions
+    reply: Reply = Reply()  # over HTTP, once it is done
 
 
 class StreamRender(Protocol):
@@ -98,7 +99,7 @@ class StreamRender(Protocol):
 Render: TypeAlias = Callable[[InferResult], Reply]
 Parse: TypeAlias = Callable[[RawRequest, Models], tuple[InferRequest, Render | StreamRender]]
 Answer: TypeAlias = Callable[[RawRequest, Models], Reply]
-Control: TypeAlias = Callable[[RawRequest, Models], Command]  # answered with an empty body once it is done
+Control: TypeAlias = Callable[[RawRequest, Models], Command]
 Counted: TypeAlias = Mapping[str, ModelStatistics]  # by `name:version`
 Count: TypeAlias = Callable[[RawRequest, Models, Counted], Reply]
 Envelope: TypeAlias = Callable[[ServeError, str], bytes]  # (error, request id) -> JSON body

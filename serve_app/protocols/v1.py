@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
-from deployments.errors import InvalidInput
+from deployments.errors import InvalidInput, NotServed
 from deployments.tensors import check_inputs
 from deployments.types import InferRequest, InferResult, ModelStatus
 from serve_app.protocols.json_body import Wire, dump, parse_body
@@ -74,6 +74,12 @@ def parse_predict(raw: RawRequest, models: Models) -> tuple[InferRequest, Render
     return request, partial(_render, status, n_rows)
 
 
+def explain(raw: RawRequest, models: Models) -> Reply:
+    """Refuse `POST /v1/models/{model}:explain`."""
+    models.resolve(raw.path["model"])
+    raise NotServed("explanations are not served; use :predict")
+
+
 V1 = Dialect("KServe V1", envelope, V2Error)
 ROWS = (
     Endpoint("GET", "/", Action.OPEN, "Is the server alive", V1, answer=alive, response=V1Alive),
@@ -86,6 +92,15 @@ ROWS = (
         parse=parse_predict,
         request=V1Request,
         response=V1Response,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/models/{model}:explain",
+        Action.READ,
+        "Refused: explanations are not served",
+        V1,
+        answer=explain,
+        is_served=False,
     ),
 )
 

@@ -6,7 +6,7 @@ with an output that has none (FP16) is raw all the same, since the protocol does
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -61,6 +61,8 @@ def parse_infer(
 
 def _inputs(message: ModelInferRequest, status: ModelStatus) -> dict[str, Array]:
     raw = message.raw_input_contents
+    if raw:
+        _check_no_contents(message.inputs, status)
     if raw and len(raw) != len(message.inputs):
         raise InvalidInput(
             f"the number of inputs ({len(message.inputs)}) does not match the expected number of raw input contents "
@@ -78,14 +80,18 @@ def _inputs(message: ModelInferRequest, status: ModelStatus) -> dict[str, Array]
         if not raw:
             inputs[tensor.name] = _typed(tensor, field)
             continue
+        inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, memoryview(raw[index]), field)
+    return inputs
+
+
+def _check_no_contents(tensors: Iterable[Input], status: ModelStatus) -> None:
+    for index, tensor in enumerate(tensors):
         if tensor.HasField("contents"):
             raise InvalidInput(
                 f"contents field must not be specified when using raw_input_contents for {tensor.name!r} "
                 f"for model {status.name!r}",
-                field=field,
+                field=f"inputs[{index}]",
             )
-        inputs[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, memoryview(raw[index]), field)
-    return inputs
 
 
 def _typed(tensor: Input, field: str) -> Array:

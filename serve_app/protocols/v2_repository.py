@@ -1,21 +1,22 @@
 """Triton's model repository extension: what is in memory, and orders to load and unload it.
 
-The list of models is the operator's configuration, so `load` takes no configuration and no files: it looks for new
-versions where those are found in a folder, brings every version of a model into memory and keeps it there where there
-is room; `unload` takes them out and refuses requests for them until they are loaded again. A model that is merely not
-in memory is loaded by its next request.
+The list of models is the operator's configuration, so `load` takes no files, and of a configuration the size of batches
+only: it looks for new versions where those are found in a folder, brings every version of a model into memory and keeps
+it there where there is room; `unload` takes them out and refuses requests for them until they are loaded again. A model
+that is merely not in memory is loaded by its next request.
 """
 
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
-from deployments.errors import InvalidInput, ModelNotFound, ModelUnavailable
-from deployments.orders import Order
+from deployments.errors import InvalidInput, ModelNotFound, ModelUnavailable, NotServed
+from deployments.orders import UNLOAD, Order, Verb
 from deployments.types import ModelState, ModelStatus
 from serve_app.protocols.json_body import Wire, dump, parse_body
 from serve_app.protocols.types import Action, Command, Endpoint, Models, RawRequest, Reply
 from serve_app.protocols.v2_errors import V2
+from serve_app.protocols.v2_override import read_override
 
 _MODEL = "/v2/repository/models/{model}"
 _TRITON_STATES = {
@@ -55,41 +56,69 @@ class LoadBody(Wire):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    parameters: dict[str, JsonValue] = Field(
+        default_factory=dict, description="load: `config`, a JSON object as a string, of which max_batch_size counts"
+    )
+
+
+class Loaded(BaseModel):
+    """It is in memory."""
+
+    name: str
+    load: bool = True
+    state: str = "READY"
+
+
+class Unloaded(BaseModel):
+    """It has left memory."""
+
+    name: str
+    unload: bool = True
+    state: str = "UNAVAILABLE"
 
 
 def index(raw: RawRequest, models: Models) -> Reply:
-    """Answer `POST /v2/repository/index`."""
+    """Answer `POST /v2/repository/index`; over gRPC a repository may be named."""
+    if raw.path.get("repository"):
+        elsewhere(raw, models)
     body = parse_body(raw.body, IndexBody) if raw.body.strip() else IndexBody()
     lines = [_line(model) for model in models.all() if not body.ready or model.state is ModelState.READY]
     return Reply(dump([line.model_dump() for line in lines]))
 
 
+def elsewhere(raw: RawRequest, models: Models) -> Reply:
+    """Refuse what names a repository."""
+    raise NotServed("'repository_name' specification is not supported: there is one repository, without a name")
+
+
 def load(raw: RawRequest, models: Models) -> Command:
     """Read `POST /v2/repository/models/{model}/load`."""
-    _check_parameters(raw, ())
+    name = raw.path["model"]
+    parameters = _parameters(raw, ("config",), f"failed to load {name!r}: ")
 
     def look_again() -> tuple[ModelStatus, ...]:
         try:
             return _meant(raw, models)
         except ModelNotFound as exc:  # in the words that Triton's own sample looks for
-            raise ModelNotFound(f"failed to load {raw.path['model']!r}: {exc.message}", **exc.details) from None
+            raise ModelNotFound(f"failed to load {name!r}: {exc.message}", **exc.details) from None
 
+    found: tuple[ModelStatus, ...] = ()
     try:
-        return Command(Order.LOAD, look_again(), look_again)
+        found = look_again()
     except ModelUnavailable:  # none of its versions is known yet
-        return Command(Order.LOAD, (), look_again)
+        pass
     except ModelNotFound:
-        name, _, version = raw.path["model"].partition(":")
-        if not version or not models.versions(name):
+        stem, _, version = name.partition(":")
+        if not version or not models.versions(stem):
             raise
-        return Command(Order.LOAD, (), look_again)
+    max_items = read_override(name, parameters["config"], found) if "config" in parameters else None
+    return Command(Order(Verb.LOAD, max_items), found, look_again, _said(Loaded(name=name)))
 
 
 def unload(raw: RawRequest, models: Models) -> Command:
     """Read `POST /v2/repository/models/{model}/unload`."""
-    _check_parameters(raw, ("unload_dependents",))  # there are no ensembles, so no dependents
-    return Command(Order.UNLOAD, _meant(raw, models))
+    _parameters(raw, ("unload_dependents",))  # there are no ensembles, so no dependents
+    return Command(UNLOAD, _meant(raw, models), reply=_said(Unloaded(name=raw.path["model"])))
 
 
 def _line(model: ModelStatus) -> IndexLine:
@@ -98,13 +127,18 @@ def _line(model: ModelStatus) -> IndexLine:
     return IndexLine(name=model.name, version=model.version, state=state, reason=reason)
 
 
-def _check_parameters(raw: RawRequest, known: tuple[str, ...]) -> None:
+def _said(body: BaseModel) -> Reply:
+    return Reply(body.model_dump_json().encode())
+
+
+def _parameters(raw: RawRequest, known: tuple[str, ...], prefix: str = "") -> dict[str, JsonValue]:
     body = parse_body(raw.body, LoadBody) if raw.body.strip() else LoadBody()
     for name in body.parameters.keys() - set(known):
         field = f"parameters.{name}"
         raise InvalidInput(
-            f"{field}: is not served; models are configured in serve_config.yaml, not over the API", field=field
+            f"{prefix}{field}: is not served; models are configured in serve_config.yaml, not over the API", field=field
         )
+    return body.parameters
 
 
 def _meant(raw: RawRequest, models: Models) -> tuple[ModelStatus, ...]:
@@ -127,6 +161,22 @@ ROWS = (
         request=IndexBody,
         response=Index,
     ),
-    _admin("POST", f"{_MODEL}/load", summary="Load a model and keep it in memory", control=load),
-    _admin("POST", f"{_MODEL}/unload", summary="Unload a model and stop serving it", control=unload),
+    _admin("POST", f"{_MODEL}/load", summary="Load a model and keep it in memory", control=load, response=Loaded),
+    _admin("POST", f"{_MODEL}/unload", summary="Unload a model and stop serving it", control=unload, response=Unloaded),
+    *(
+        Endpoint(
+            "POST",
+            f"/v2/repository/{{repository}}/{path}",
+            action,
+            "Refused: there is one repository, without a name",
+            V2,
+            answer=elsewhere,
+            is_served=False,
+        )
+        for path, action in (
+            ("index", Action.READ),
+            ("models/{model}/load", Action.ADMIN),
+            ("models/{model}/unload", Action.ADMIN),
+        )
+    ),
 )

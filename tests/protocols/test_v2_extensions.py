@@ -95,6 +95,10 @@ async def test_what_is_off_can_be_read(client: httpx.AsyncClient, path: str, sho
         "/v2/trace/setting",
         "/v2/models/minilm/trace/setting",
         "/v2/logging",
+        "/v2/repository/other/index",
+        "/v2/repository/other/models/minilm/load",
+        "/v2/repository/other/models/minilm/unload",
+        "/v1/models/minilm:explain",
     ],
 )
 async def test_what_is_off_cannot_be_changed(client: httpx.AsyncClient, path: str) -> None:

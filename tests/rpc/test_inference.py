@@ -13,7 +13,7 @@ from rpc_fakes import Rpc, Service
 
 from deployments import errors
 from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServeError, Unauthenticated
-from deployments.orders import Order
+from deployments.orders import LOAD, UNLOAD
 from deployments.statistics import Statistics
 from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult
 from serve_app.context import Context
@@ -153,6 +153,7 @@ BAD = [
         request(tensor(fp32_contents=[1, 2]), raw_input_contents=[b"1" * 8]),
         "contents field must not be specified when using raw_input_contents for 'x' for model 'echo'",
     ),
+    (request(tensor(), tensor("y", fp32_contents=[1, 2]), raw_input_contents=[b""]), "raw_input_contents for 'y' for"),
     (request(tensor(), raw_input_contents=[b"1" * 7]), "shape [1, 2] needs 8 bytes, got 7 bytes"),
     (request(), "give at least one tensor"),
     (text(parameters={"triton_x": pb.InferParameter(bool_param=True)}), "are reserved for Triton usage"),
@@ -260,6 +261,9 @@ async def test_configuration_statistics_and_index(service: Service, gateway: Fak
     every = (await service.ModelStatistics(pb.ModelStatisticsRequest(), Rpc())).model_stats
     assert len(every) == len(gateway.models.all())
     index = (await service.RepositoryIndex(pb.RepositoryIndexRequest(), Rpc())).models
+    named = Rpc()
+    assert not (await service.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other"), named)).models
+    assert named.code is grpc.StatusCode.UNIMPLEMENTED
     assert ("broken", "UNAVAILABLE") in [(model.name, model.state) for model in index]
 
 
@@ -268,9 +272,9 @@ async def test_models_are_loaded_and_unloaded_by_tritons_and_by_kserves_field(
 ) -> None:
     await service.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="minilm"), Rpc())
     await service.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(repository_name="minilm"), Rpc())
-    assert [(c.order, c.models[0].name) for c in gateway.commands] == [(Order.LOAD, "minilm"), (Order.UNLOAD, "minilm")]
+    assert [(c.order, c.models[0].name) for c in gateway.commands] == [(LOAD, "minilm"), (UNLOAD, "minilm")]
     refused = Rpc()
-    parameters = {"config": pb.ModelRepositoryParameter(string_param="{}")}
+    parameters = {"config": pb.ModelRepositoryParameter(string_param='{"platform": "onnx"}')}
     await service.RepositoryModelLoad(
         pb.RepositoryModelLoadRequest(model_name="minilm", parameters=parameters), refused
     )

@@ -1,5 +1,6 @@
 """tritonclient over gRPC, sync and asyncio, streams included, as its own samples use it."""
 
+import json
 import queue
 import time
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ def check_health_and_metadata(url: str, address: str) -> None:
         assert not client.is_model_ready("nope")
         assert "statistics" in client.get_server_metadata().extensions
         assert list(client.get_model_metadata("simple").inputs[0].shape) == [-1, 16]
-        assert client.get_model_config("simple").config.max_batch_size == 32
+        assert client.get_model_config("simple").config.max_batch_size == 8
         with raises(InferenceServerException, "Request for unknown model"):
             client.get_model_metadata("wrong_model_name")
 
@@ -106,6 +107,11 @@ def check_statistics_and_repository(url: str, address: str) -> None:
         assert not client.is_model_ready("simple_string")
         client.load_model("simple_string")
         assert client.is_model_ready("simple_string")
+        client.load_model("simple_int8", config='{"max_batch_size": 16}')
+        assert client.get_model_config("simple_int8").config.max_batch_size == 16
+        told = client.get_model_config("simple_int8", as_json=True)["config"]
+        client.load_model("simple_int8", config=json.dumps({**told, "max_batch_size": 8}))
+        assert client.get_model_config("simple_int8").config.max_batch_size == 8
         with raises(InferenceServerException, "failed to load"):
             client.load_model("wrong_model_name")
 

@@ -27,7 +27,7 @@ def check_health_and_metadata(url: str, grpc: str) -> None:
         metadata = client.get_model_metadata("simple")
         assert [tensor["shape"] for tensor in metadata["inputs"]] == [[-1, 16]] * 2
         config = client.get_model_config("simple")
-        assert (config["max_batch_size"], config["input"][0]["dims"]) == (32, [16])
+        assert (config["max_batch_size"], config["input"][0]["dims"]) == (8, [16])
         with raises(InferenceServerException, "Request for unknown model"):
             client.get_model_metadata("wrong_model_name")
 
@@ -141,6 +141,12 @@ def check_model_control(url: str, grpc: str) -> None:
         assert not client.is_model_ready("simple_string")
         client.load_model("simple_string")
         assert client.is_model_ready("simple_string")
+        client.load_model("simple_int8", config='{"max_batch_size": "16"}')
+        assert client.get_model_config("simple_int8")["max_batch_size"] == 16
+        client.load_model("simple_int8")
+        assert client.get_model_config("simple_int8")["max_batch_size"] == 8
+        with raises(InferenceServerException, "failed to load 'simple_int8'"):
+            client.load_model("simple_int8", config='{"backend": "onnxruntime"}')
         with raises(InferenceServerException, "failed to load"):
             client.load_model("wrong_model_name")
 

@@ -1,7 +1,7 @@
 """Custom engines that Triton's client samples expect: `simple` (sum and difference), its twin on strings, identities.
 
 An engine is any class with the methods below (`deployments/engines/base.py`); an entry names it in `options.factory`.
-`examples/models.yaml` has the entries.
+`serve_config.yaml` beside this file has the entries.
 """
 
 from collections.abc import Sequence

@@ -105,7 +105,7 @@ class Stepper:
             # NOTE: an empty context, or the steps of all would run as part of the request that came first.
             self._task = asyncio.get_running_loop().create_task(self._drive(), context=contextvars.Context())
         try:
-            while stream.jobs or stream.ready:
+            while stream.jobs or stream.ready or stream.error:
                 if not stream.ready and stream.error is None:
                     stream.changed.clear()
                     await stream.changed.wait()

@@ -131,6 +131,29 @@ async def test_a_slow_reader_holds_nobody_up_and_gets_everything_at_once(stepper
     assert (first[0].text + rest[0].text).split() == [str(n) for n in range(20)]
 
 
+async def test_a_slow_reader_hears_of_a_deadline_that_passed_while_it_was_away(
+    stepper: Stepper, engine: FakeEngine
+) -> None:
+    async with aclosing(stepper.stream([job(*range(1000))], 5.0)) as stream:
+        while engine.now < 4:
+            await anext(stream)
+        await engine.reach(8)
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            [deltas async for deltas in stream]
+
+
+async def test_a_slow_reader_hears_of_a_failure_that_came_when_it_had_all_there_was(
+    stepper: Stepper, engine: FakeEngine
+) -> None:
+    async with aclosing(stepper.stream([job(*range(1000))], 1e9)) as stream:
+        await anext(stream)
+        engine.broken = True
+        await engine.reach(engine.n_steps + 2)
+        with pytest.raises(EngineFailure):
+            [deltas async for deltas in stream]
+
+
 async def test_a_failing_job_fails_its_request_alone(stepper: Stepper, engine: FakeEngine) -> None:
     engine.poison = job(1, 2)
     bad, good = await asyncio.gather(

@@ -20,6 +20,7 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEQUENCES = 128
+_MAX_ID_DIGITS = 9
 
 
 class SamplingDefaults(Strict):
@@ -68,8 +69,8 @@ class GenerateParams(Strict):
     @classmethod
     def _biases(cls, biases: dict[str, float]) -> dict[str, float]:
         for token, bias in biases.items():
-            if not token.isdecimal() or not -100 <= bias <= 100:
-                raise ValueError(f"{token!r}: {bias}: give token ids with numbers from -100 to 100")
+            if not token.isdecimal() or len(token) > _MAX_ID_DIGITS or not -100 <= bias <= 100:
+                raise ValueError(f"{token[:20]!r}: {bias}: give token ids with numbers from -100 to 100")
         return biases
 
 

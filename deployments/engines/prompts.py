@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -43,6 +43,7 @@ class Prompts:
             raise unavailable(spec, "it has no fast tokenizer (tokenizer.json); convert it with transformers first")
         if options.chat_template is not None:
             self._tokenizer.chat_template = options.chat_template
+            _check_template(self._tokenizer, spec)
         self._spec = spec
         self._options = options
         self._vocabulary = vocabulary
@@ -97,10 +98,10 @@ class Prompts:
             raise InvalidInput(
                 f"model {self._spec.name!r} has no chat template; send it a prompt as text", field="messages"
             )
+        messages = _messages(text, field)
         try:
-            messages = orjson.loads(text)
             rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, orjson.JSONDecodeError, TypeError, KeyError, ValueError, AttributeError) as exc:
+        except Exception as exc:  # whatever a template does to an input, its request alone has failed
             raise InvalidInput(f"{field}: the model's chat template refuses it: {exc}"[:300], field=field) from None
         return rendered
 
@@ -141,6 +142,35 @@ class Prompts:
             logprobs=params.logprobs,
             ignore_eos=params.ignore_eos,
         )
+
+
+def _messages(text: str, field: str) -> list[dict[str, Any]]:
+    """Read a conversation as far as every chat template wants it; the rest is the template's own affair."""
+    try:
+        messages = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidInput(f"{field}: is not JSON: {exc}", field=field) from None
+    is_right = isinstance(messages, list) and messages and all(map(_is_message, messages))
+    if not is_right:
+        wanted = 'a JSON list of messages, each {"role": "…", "content": "…"}, at least one'
+        raise InvalidInput(f"{field}: must be {wanted}", field=field)
+    return messages
+
+
+def _is_message(message: object) -> bool:
+    if not isinstance(message, dict):
+        return False
+    return isinstance(message.get("role"), str) and isinstance(message.get("content"), str | list)
+
+
+def _check_template(tokenizer: Any, spec: ModelSpec) -> None:
+    """Raise ModelUnavailable if the template cannot be read; what else it does with a made-up input says nothing."""
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateSyntaxError as exc:
+        raise unavailable(spec, f"options.chat_template: line {exc.lineno}: {exc.message}") from None
+    except Exception:
+        return
 
 
 def cache_tokens(cache_bytes: int, bytes_per_token: int) -> int:

@@ -110,7 +110,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[Chooser]) -> list[int]:
 def _draw_cut(probabilities: torch.Tensor, uniform: torch.Tensor, rows: Sequence[Chooser]) -> list[int]:
     """Draw from the likeliest tokens of each row: its top_k, and as many as make up its top_p."""
     device, size = probabilities.device, probabilities.shape[-1]
-    top_k = torch.tensor([row.sampling.top_k or size for row in rows], device=device)[:, None]
+    top_k = torch.tensor([min(row.sampling.top_k or size, size) for row in rows], device=device)[:, None]
     top_p = torch.tensor([row.sampling.top_p for row in rows], device=device)[:, None]
     width = min(size, _FIRST_LOOK)
     while True:

@@ -53,6 +53,12 @@ def test_rows_of_different_wishes_share_a_batch() -> None:
     assert together[0] == int(wide[0].argmax())
 
 
+def test_a_top_k_beyond_all_bounds_is_the_whole_vocabulary() -> None:
+    wishes = [{"top_k": 10**40, "seed": 1}, {"top_k": LOGITS.numel(), "seed": 1}]
+    first, second = choose(LOGITS.expand(2, -1), [chooser(**wish) for wish in wishes])
+    assert first == second
+
+
 def test_penalties_and_biases_move_what_is_chosen_and_logprobs_stay_the_models_own() -> None:
     once = chooser(temperature=0.0, presence_penalty=2.0, logprobs=2)
     first, second = (choose(LOGITS[None], [once])[0] for _ in range(2))

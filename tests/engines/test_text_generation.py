@@ -13,7 +13,7 @@ from deployments.chunks import Finish
 from deployments.engines.kv_table import BLOCK
 from deployments.engines.text2text_generation import Text2TextGeneration
 from deployments.engines.text_generation import TextGeneration
-from deployments.errors import InputTooLong, InvalidInput
+from deployments.errors import InputTooLong, InvalidInput, ModelUnavailable
 from deployments.generation import Job, StepReport
 from deployments.spec import ModelSpec
 from deployments.types import InferRequest, text_array
@@ -66,6 +66,11 @@ class Run:
                 break
             self.step()
         return [self.text[id(job)] for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny: Callable[[str], Path]) -> TextGeneration:
+    return load(tiny("llama"))
 
 
 def expected(path: Path, prompt: str, n: int = 12, auto: Any = tf.AutoModelForCausalLM) -> str:
@@ -191,6 +196,40 @@ def test_a_conversation_goes_through_the_models_template(tiny: Callable[[str], P
     assert caught.value.details["field"] == "messages[0]"
     with pytest.raises(InvalidInput, match="no chat template"):
         load(tiny("gpt2")).prepare(chat({"role": "user", "content": "hello"}))
+
+
+NO_CONVERSATIONS = [
+    *("[]", "{}", "null", "1", '"hello"', "{", "[" * 5000, "[1]", "[null]", "[[]]"),
+    '[[{"role": "user", "content": "a"}]]',
+    *('[{"content": "a"}]', '[{"role": 1, "content": "a"}]', '[{"role": "user", "content": 2}]', '[{"role": "user"}]'),
+]
+
+
+@pytest.mark.parametrize("conversation", NO_CONVERSATIONS)
+def test_what_is_no_conversation_is_refused(conversation: str, llama: TextGeneration) -> None:
+    with pytest.raises(InvalidInput, match=r"messages\[0\]") as caught:
+        llama.prepare(InferRequest("g", {"messages": text_array([conversation])}))
+    assert caught.value.details["field"] == "messages[0]"
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ foo() }}"])
+def test_a_template_that_fails_says_so(template: str, tiny: Callable[[str], Path]) -> None:
+    engine = load(tiny("llama"), options={"chat_template": template})
+    with pytest.raises(InvalidInput, match="chat template"):
+        engine.prepare(chat({"role": "user", "content": "hello"}))
+
+
+def test_a_template_that_is_none_is_found_out_at_load(tiny: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelUnavailable, match=r"options\.chat_template: line 1: Expected an expression"):
+        load(tiny("llama"), options={"chat_template": "{% if %}"})
+
+
+@pytest.mark.parametrize("token", ["9" * 5000, "-1", "a", "", "1.5", "261"])
+def test_a_bias_for_what_is_no_token_is_refused(token: str, llama: TextGeneration) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        llama.prepare(request("a", logit_bias={token: 1.0}))
+    assert caught.value.details["field"] == "logit_bias"
+    assert len(caught.value.message) < 300
 
 
 def test_what_cannot_fit_is_refused_by_name(tiny: Callable[[str], Path]) -> None:

@@ -1,5 +1,6 @@
 """Every metric of a pool, in one table. Each replica keeps its own registry; the ingress merges them at /metrics."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class MemoryNow:
     parked_bytes: int
     held: Mapping[str, int]  # requests that wait for a load
     peaks: Mapping[str, int]  # bytes that the largest batch took beside the weights
+
+
+def watch_tasks(registry: CollectorRegistry) -> None:
+    """Have the tasks of the running event loop counted when the registry is read: what is left behind shows."""
+    tasks = Gauge("model_endpoint_tasks", "Tasks on the event loop of a replica.", registry=registry)
+    tasks.set_function(_n_tasks)
 
 
 class PoolMetrics:
@@ -129,6 +136,7 @@ class PoolMetrics:
             registry=registry,
         )
         self._rejected = Gauge("model_endpoint_rejected_entries", "Configuration entries refused.", registry=registry)
+        watch_tasks(registry)
 
     def batch(self, spec: ModelSpec, record: BatchRecord) -> None:
         """Count one batch."""
@@ -201,3 +209,10 @@ class PoolMetrics:
         self._parked_bytes.set(memory.parked_bytes)
         self._rejected.set(n_rejected)
         return list(self._registry.collect())
+
+
+def _n_tasks() -> float:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # read from another thread
+        return 0.0

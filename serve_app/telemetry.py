@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from deployments.metrics import ReplicaMetrics
+from deployments.metrics import ReplicaMetrics, watch_tasks
 from deployments.types import ModelStatus
 from serve_app.lanes import Call
 from serve_app.traffic_metrics import TrafficMetrics
@@ -70,6 +70,7 @@ class IngressMetrics:
             registry=registry,
         )
         self.traffic = TrafficMetrics(registry)
+        watch_tasks(registry)
 
         self._limited = Counter(
             "model_endpoint_limited_requests",

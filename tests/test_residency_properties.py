@@ -16,6 +16,7 @@ from deployments.spec import ModelSpec
 from deployments.types import ModelState
 
 SIZES = {"a": 5, "b": 10, "c": 15, "d": 20, "e": 25, "f": 80, "p": 5, "a1": 2, "c1": 3, "c2": 1, "d1": 4}
+PATIENT_S = 1e6
 BASES = {"a1": "a", "c1": "c", "c2": "c", "d1": "d"}  # adapters and what they need
 
 
@@ -36,7 +37,7 @@ USES = st.lists(
         at_s=st.floats(0, 50),
         name=st.sampled_from(sorted(SIZES)),
         holds_s=st.floats(0, 5),
-        patience_s=st.one_of(st.just(1e6), st.floats(0.01, 5)),
+        patience_s=st.one_of(st.just(PATIENT_S), st.floats(0.01, 5)),
         peak_bytes=st.sampled_from([0, 0, 1, 5]),
     ),
     min_size=1,
@@ -117,7 +118,8 @@ async def _play(uses: list[Use], faults: list[tuple[float, str, bool]], budget: 
             try:
                 async with asyncio.timeout(use.patience_s):
                     await stack.enter_async_context(residency.lease(entry))
-            except (ModelUnavailable, TimeoutError):
+            except (ModelUnavailable, TimeoutError) as exc:
+                assert use.patience_s < PATIENT_S or not isinstance(exc, TimeoutError), "waits for ever"
                 check()
                 return
             loader.users[use.name] = loader.users.get(use.name, 0) + 1

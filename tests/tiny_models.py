@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 MAX_TOKENS = 32
@@ -232,6 +233,7 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "bart-nli": _bart,
     "vit": _vit,
     "llama": _decoder(tf.LlamaForCausalLM, tf.LlamaConfig),
+    "llama-long": _decoder(tf.LlamaForCausalLM, tf.LlamaConfig, max_position_embeddings=4096),
     "mistral-windowed": _decoder(tf.MistralForCausalLM, tf.MistralConfig, sliding_window=8),
     "gpt2": _gpt2_decoder,
     "bart": _bart_seq2seq,
@@ -246,4 +248,21 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _BUILDERS[name](folder)
+    return folder
+
+
+def adapter_folder(folder: Path, seed: int, out: int = 32, **config: Any) -> Path:
+    """Save a random LoRA adapter of a tiny llama's query and down projections, as PEFT does."""
+    folder.mkdir(parents=True)
+    chance = torch.Generator().manual_seed(seed)
+    rank = 4
+    weights = {}
+    for layer in range(2):
+        for name, n_in in (("self_attn.q_proj", 32), ("mlp.down_proj", 64)):
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            weights[f"{key}.lora_A.weight"] = torch.randn(rank, n_in, generator=chance) * 0.3
+            weights[f"{key}.lora_B.weight"] = torch.randn(out, rank, generator=chance) * 0.3
+    save_file(weights, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
-from test_lora import adapter_folder, ask, entry
+from test_lora import ask, entry
+from tiny_models import adapter_folder
 
 from deployments.chunks import collect
 from deployments.generating import GeneratingModel

@@ -1,14 +1,12 @@
 """LoRA adapters: each row speaks as a model with its adapter merged in would, whoever else is in the batch."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers as tf
-from safetensors.torch import save_file
+from tiny_models import adapter_folder
 
 from deployments.chunks import collect
 from deployments.engines.lora import LoraAdapter
@@ -20,23 +18,6 @@ from deployments.spec import ModelSpec, PoolArgs
 from deployments.types import InferRequest, text_array
 
 WISH: dict[str, Any] = {"temperature": 0.0, "max_tokens": 10, "ignore_eos": True}
-RANK, ALPHA = 4, 16
-
-
-def adapter_folder(folder: Path, seed: int, out: int = 32, **config: Any) -> Path:
-    """Save a random adapter of the tiny llama's query and down projections, as PEFT does."""
-    folder.mkdir(parents=True)
-    chance = torch.Generator().manual_seed(seed)
-    weights = {}
-    for layer in range(2):
-        for name, n_in in (("self_attn.q_proj", 32), ("mlp.down_proj", 64)):
-            key = f"base_model.model.model.layers.{layer}.{name}"
-            weights[f"{key}.lora_A.weight"] = torch.randn(RANK, n_in, generator=chance) * 0.3
-            weights[f"{key}.lora_B.weight"] = torch.randn(out, RANK, generator=chance) * 0.3
-    save_file(weights, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", **config}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def entry(name: str, path: Path, **fields: Any) -> dict[str, Any]:

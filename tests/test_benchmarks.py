@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import batching, front_door, growth, multiplex, multiplexed_app, virtual_time, wire, workload
+from benchmarks import (
+    batching,
+    front_door,
+    generation,
+    growth,
+    multiplex,
+    multiplexed_app,
+    virtual_time,
+    wire,
+    workload,
+)
 from benchmarks.bars import bars
 from benchmarks.client import Job, Load, finished
 from benchmarks.endtoend import Results
@@ -185,3 +195,18 @@ def test_both_sides_of_multiplex_get_the_same_memory_and_the_same_arrivals(tmp_p
     assert [one for part in parts for one in part] == plan
     assert all(part[-1].at_s - part[0].at_s < 5.0 for part in parts)
     assert counts[0] > 1.5 * counts[1] > counts[9]
+
+
+def test_bars_of_generation_are_medians_of_the_rounds_ratios() -> None:
+    def cell(side: str, load: int, per_s: float) -> generation.Cell:
+        return generation.Cell(side, load, per_s, 0, 0, 0, 0, 0, 0, 0)
+
+    rounds = [(10.0, 8.0), (2.0, 1.0), (4.0, 5.0)]  # the machine of the second was slow
+    cells = [cell("ours", 32, mine) for mine, _ in rounds] + [cell("generate_batch", 32, peer) for _, peer in rounds]
+    (ceiling, added) = generation.bars(cells, {"added_ms": 11.0})
+    assert (ceiling.found, ceiling.limit, ceiling.is_met) == (1.25, 0.9, True)
+    assert not added.is_met
+    assert [line.split()[:3] for line in generation.table(cells).splitlines()[1:]] == [
+        ["ours", "32", "4.0"],
+        ["generate_batch", "32", "5.0"],
+    ]

@@ -225,7 +225,7 @@ async def test_streams_live_through_two_changes_of_their_model(
     endpoint: Live, http: httpx.AsyncClient, saved: dict[str, Path]
 ) -> None:
     async def all_of(model: str) -> str:
-        body = wish(n_tokens=3000, model=model, stream=True)
+        body = wish(n_tokens=1500, model=model, stream=True)
         return "".join([one["choices"][0]["text"] async for one in events(http, "/v1/completions", body)])
 
     expected = {model: await all_of(model) for model in MODELS}

@@ -12,10 +12,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from deployments.engines import expected_signature
 from deployments.engines.classes import ClassParams, class_names, ranked
-from deployments.engines.loading import OFFLINE, free_device, load_model, module_bytes
+from deployments.engines.loading import OFFLINE, free_device, load_shared, module_bytes
 from deployments.engines.options import ClassificationOptions
 from deployments.engines.params import parse_params
-from deployments.engines.parking import Parking
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.spec import ModelSpec
 from deployments.types import Array, InferRequest, Item, Tensors
@@ -32,8 +31,7 @@ class ImageClassification:
     def __init__(self, path: Path, spec: ModelSpec, device: str) -> None:
         self.signature = expected_signature(spec)
         self._device = device
-        self._model = load_model(AutoModelForImageClassification, path, spec, device)
-        self._parking = Parking(self._model, path, device)
+        self._model, self._parking = load_shared(AutoModelForImageClassification, path, spec, device)
         self._processor = AutoImageProcessor.from_pretrained(path, **OFFLINE)
         self._options = ClassificationOptions.model_validate(spec.options)
         self.labels = class_names(self._model.config)

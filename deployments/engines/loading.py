@@ -12,6 +12,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from deployments.engines.base import unavailable
+from deployments.engines.parking import Parking
+from deployments.engines.skeletons import kind_of, known
 from deployments.spec import ModelSpec
 
 # NOTE: transformers replaces functions of its own and of torch while it builds a model, and puts back what it found.
@@ -58,6 +60,23 @@ def load_model(auto_class: Any, path: Path, spec: ModelSpec, device: str, may_la
         raise unavailable(spec, f"the files hold no trained {names}; the model was not made for {spec.task.value}")
     model.config.use_cache = False
     return model.eval().to(device)
+
+
+def load_shared(
+    auto_class: Any, path: Path, spec: ModelSpec, device: str, may_lack: str | None = None
+) -> tuple[Any, Parking]:
+    """Load as `load_model` does, a further model of a kind from what is known of it; also return where its weights go.
+
+    Raises:
+        ModelUnavailable: as `load_model`.
+    """
+    _check_files(path, spec)
+    kind = kind_of(path, auto_class, resolve_dtype(spec.dtype, device), may_lack)
+    if (skeleton := known(kind)) is None:
+        model = load_model(auto_class, path, spec, device, may_lack)
+    else:
+        model = skeleton.fill(path).to(device)
+    return model, Parking(model, path, device, kind, skeleton)
 
 
 def module_bytes(module: nn.Module) -> int:

@@ -12,11 +12,10 @@ import torch
 from deployments.engines import expected_signature
 from deployments.engines.base import unavailable
 from deployments.engines.cutting import Side
-from deployments.engines.loading import free_device, load_model, module_bytes
+from deployments.engines.loading import free_device, load_shared, module_bytes
 from deployments.engines.packed import PackedModel, forward_for
 from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.params import TextParams
-from deployments.engines.parking import Parking
 from deployments.engines.tokens import Encoding, TextTokenizer, Tokens
 from deployments.engines.vocabulary import Vocabulary
 from deployments.spec import ModelSpec
@@ -37,8 +36,7 @@ class TextEngine(Vocabulary):
         self.labels: tuple[str, ...] = ()
         self._spec = spec
         self._device = device
-        self._model = load_model(self.auto_class, path, spec, device, self.may_lack)
-        self._parking = Parking(self._model, path, device)
+        self._model, self._parking = load_shared(self.auto_class, path, spec, device, self.may_lack)
         self._tokenizer = TextTokenizer(path, spec, self._model, max_tokens)
         if self.reads == "mask" and self._tokenizer.tokenizer.mask_token_id is None:
             raise unavailable(spec, f"its tokenizer has no mask token; the model was not made for {spec.task.value}")
@@ -61,7 +59,10 @@ class TextEngine(Vocabulary):
 
     def settle(self) -> None:
         """Find out how batches run best from now on."""
-        if not self.is_settled and (way := self._way(may_try=True)) is not None:
+        if self.is_settled:
+            return
+        self._parking.learn()
+        if (way := self._way(may_try=True)) is not None:
             self._forward, self.is_packed, self.is_settled = way, way.is_packed, True
 
     def size_bytes(self) -> int:

@@ -10,12 +10,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from deployments.engines import cutting
 from deployments.engines.base import unavailable
 from deployments.engines.cutting import Cut, Side
-from deployments.engines.loading import OFFLINE
+from deployments.engines.shared_tokenizers import tokenizer_in
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.spec import ModelSpec
 
@@ -35,11 +34,9 @@ class TextTokenizer:
     """A model's fast tokenizer and its limit."""
 
     def __init__(self, path: Path, spec: ModelSpec, model: Any, max_tokens: int | None = None) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **OFFLINE)
+        self.tokenizer = tokenizer_in(path)  # shared: nothing may be set in it
         if not self.tokenizer.is_fast:
             raise unavailable(spec, "it has no fast tokenizer (tokenizer.json); convert it with transformers first")
-        self.tokenizer.backend_tokenizer.no_truncation()
-        self.tokenizer.backend_tokenizer.no_padding()
         self.limit = token_limit(spec.max_tokens, max_tokens, self.tokenizer.model_max_length, position_limit(model))
         n_special = self.tokenizer.num_special_tokens_to_add(pair=True)
         if self.limit <= n_special:

@@ -6,16 +6,18 @@ The models are one trained masked language model (17 MB) with noise added, saved
 loop, the same requests at the same distances for every side. All sides are deployed at once and take turns of a few
 seconds, in turning order, so that what else the machine does meets all alike; only one is asked at a time.
 
-theirs    `@serve.multiplexed` (`multiplexed_app.py`)
+theirs    `@serve.multiplexed` over plain transformers (`multiplexed_app.py`)
 ours      a pool with room for as many models; memory is that of weights
 parking   a pool that besides may park `--ram-models` a replica in the page cache (under 1 MiB of its own memory each)
 quiet     the pool `parking`, asked for its hot models only, so without loads: what their p99 is then
 
-"hot" are the five most popular models. "resident": how many are in memory at the end.
+"hot" are the five most popular models. "resident": how many are in memory at the end; "private MiB", "PSS MiB": what
+all replicas of a side hold then, of their own and with their share of mapped files.
 """
 
 import argparse
 import asyncio
+import contextlib
 import copy
 import json
 import random
@@ -168,6 +170,21 @@ def resident(url: str) -> dict[str, int]:
     return {name: sum(line["name"][0] == name[0] for line in states) for name in POOLS}
 
 
+def memory(app: str) -> dict[str, float]:
+    """Return what the replica processes of an application that hold models take together."""
+    deployment = "Bounded" if app == "theirs" else "Pool"
+    found = {"Private_Clean": 0, "Private_Dirty": 0, "Pss": 0}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_text().startswith(f"ray::ServeReplica:{app}:{deployment}"):
+                for line in (process / "smaps_rollup").read_text().splitlines():
+                    name, _, rest = line.partition(":")
+                    if name in found:
+                        found[name] += int(rest.split()[0])
+    private = found["Private_Clean"] + found["Private_Dirty"]
+    return {"private MiB": round(private / 1024, 1), "PSS MiB": round(found["Pss"] / 1024, 1)}
+
+
 def summary(answers: list[Answer], loads: int) -> dict[str, float]:
     def ms(values: list[float], q: float) -> float:
         return round(1000 * statistics.quantiles(values, n=1000)[int(q * 1000) - 1], 1) if len(values) > 1 else 0.0
@@ -234,11 +251,12 @@ def main() -> None:
         dashboard.wait_ready(cluster)
         found = measure(cluster.http_url, args)
         in_memory = resident(cluster.http_url)
+        taken = {app: memory(app) for app in ("theirs", *POOLS)}
     finally:
         node.stop(state_dir)
         node.discard(state_dir)
     for side, row in found.items():
-        print(side, json.dumps(row))
+        print(side, json.dumps(row | taken.get(side, {})))
     for side in POOLS:
         ratios = {key: round(found[side][key] / value, 2) for key, value in found["theirs"].items() if key in _SHOWN}
         ratios["hot p99 / quiet"] = round(found[side]["hot_p99_ms"] / found["quiet"]["hot_p99_ms"], 2)

@@ -2,7 +2,8 @@
 
     HTTP ─▶ Front ─ handle with multiplexed_model_id ─▶ Models: @serve.multiplexed loads, @serve.batch gathers
 
-Same engine code, same files, same number of models in memory, same routing defaults as Ray Serve ships them.
+Models are loaded and run by transformers alone, as anybody would: same files, same number of models in memory, same
+routing defaults as Ray Serve ships them.
 """
 
 import asyncio
@@ -13,16 +14,14 @@ from typing import Any
 from ray import serve
 from starlette.requests import Request
 
-from deployments.engines import load_engine, set_up_process
-from deployments.spec import ModelSpec
-from deployments.types import InferRequest, text_array
-
 
 class Models:
     """One replica: at most `max_models` in memory."""
 
     def __init__(self, folder: str) -> None:
-        set_up_process(1)
+        import torch
+
+        torch.set_num_threads(1)
         self._folder = Path(folder)
         self._device = ThreadPoolExecutor(1)
         self._n_loads = 0
@@ -30,20 +29,12 @@ class Models:
     async def load(self, name: str) -> Any:
         """Load one model; `build` wraps this with @serve.multiplexed."""
         self._n_loads += 1
-        path = self._folder / name
-        spec = ModelSpec.model_validate({"name": name, "task": "fill-mask", "source": {"path": str(path)}})
-        return await asyncio.to_thread(load_engine, path, spec, "cpu")
+        return await asyncio.to_thread(_load, self._folder / name)
 
     async def answer(self, texts: list[str]) -> list[Any]:
         """Answer texts for one model; `build` wraps this with @serve.batch."""
-        engine = await self.load(serve.get_multiplexed_model_id())
-        request = InferRequest("m", {"text": text_array(texts)})
-
-        def work() -> Any:
-            return engine.finish(request, engine.run(engine.prepare(request)))
-
-        outputs = await asyncio.get_running_loop().run_in_executor(self._device, work)
-        return [float(score[0]) for score in outputs["score"]]
+        model = await self.load(serve.get_multiplexed_model_id())
+        return await asyncio.get_running_loop().run_in_executor(self._device, _answer, *model, texts)
 
     async def __call__(self, text: str) -> float:
         """Answer one text."""
@@ -52,6 +43,24 @@ class Models:
     async def loads(self) -> int:
         """Return how many loads there were."""
         return self._n_loads
+
+
+def _load(path: Path) -> Any:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return tokenizer, AutoModelForMaskedLM.from_pretrained(path).eval()
+
+
+def _answer(tokenizer: Any, model: Any, texts: list[str]) -> list[float]:
+    """Return the score of the likeliest word in place of each text's mask."""
+    import torch
+
+    with torch.inference_mode():
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        logits = model(**batch).logits[batch["input_ids"] == tokenizer.mask_token_id]
+        best: list[float] = logits.softmax(-1).max(-1).values.tolist()
+    return best
 
 
 class Front:

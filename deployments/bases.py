@@ -23,6 +23,7 @@ class Bases(Generic[T]):
 
     def __init__(self, slot_of: Callable[[ModelSpec], Slot[T]], progress: Callable[[Slot[T]], Awaitable[None]]) -> None:
         self.base_of: Callable[[ModelSpec], ModelSpec | None] = lambda _: None  # in force now; may raise a ServeError
+        self.check: Callable[[T, T], None] = lambda *_: None  # whether a base takes an adapter; raises a ServeError
         self._slot_of = slot_of
         self._progress = progress
 
@@ -48,6 +49,11 @@ class Bases(Generic[T]):
                 await self._progress(slot.base)
             if slot.size_bytes >= slot.expected_bytes:
                 return
+
+    def check_loaded(self, slot: Slot[T], model: T) -> None:
+        """Check a model that has just been loaded against its base, if it needs one. Raises ServeError."""
+        if slot.base is not None and slot.base.model is not None:
+            self.check(slot.base.model, model)
 
     def to_load(self, slot: Slot[T]) -> list[Slot[T]]:
         """Return what somebody who asks for a model waits for, if it is not here."""

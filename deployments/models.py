@@ -9,35 +9,24 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.discovery import all_versions
-from deployments.engines import expected_signature, independent_rows
+from deployments.engines import expected_signature
 from deployments.entries import usable
 from deployments.errors import ModelNotFound, ModelUnavailable, ServeError
-from deployments.generating import Resident
+from deployments.generating import AdapterModel, GeneratingModel, Resident
 from deployments.orders import Orders, Verb, as_ordered
 from deployments.residency import Residency
 from deployments.slot import Loader
 from deployments.spec import ModelSpec, PoolConfig, parse_models
-from deployments.types import Facts, ModelState, ModelStatus, Signature
+from deployments.table_entry import Entry
+from deployments.types import ModelState, ModelStatus
 from deployments.versions import offered
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _UNLOADED = "unloaded"  # Triton's word for it
-
-
-@dataclass(slots=True)
-class _Entry:
-    spec: ModelSpec
-    signature: Signature
-    labels: tuple[str, ...] = ()
-    facts: Facts = field(default_factory=dict)
-    pending: ModelSpec | None = None  # being made ready to take over
-    task: asyncio.Task[None] | None = None  # loads a pinned model, or makes `pending` ready
-    removal: asyncio.TimerHandle | None = None
 
 
 class ModelTable:
@@ -46,7 +35,7 @@ class ModelTable:
     def __init__(self, residency: Residency[Resident], loader: Loader[Resident]) -> None:
         self._residency = residency
         self._loader = loader
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._settings = PoolConfig()
         self._user_config: Any = {}
         self._refused: dict[str, str] = {}  # by the configuration itself
@@ -54,6 +43,7 @@ class ModelTable:
         self._unloaded: frozenset[str] = frozenset()  # by order of an operator
         self._max_items: Mapping[str, int] = {}  # likewise
         residency.bases.base_of = lambda spec: None if spec.base is None else self.spec(spec.base)
+        residency.bases.check = _check_adapter
 
     @property
     def rejected(self) -> Mapping[str, str]:
@@ -81,10 +71,19 @@ class ModelTable:
             return
         before, self._unloaded = self._unloaded, unloaded
         for key in self._entries.keys() & (unloaded - before):
-            _stop(self._entries[key])
-            self._residency.retire(self._entries[key].spec)
+            self._take_out(self._entries[key])
         for key in self._entries.keys() & (before - unloaded):
             self._take_over(self._entries[key], self._entries[key].spec)
+        for entry in self._entries.values():
+            if entry.spec.base in before - unloaded:  # it went with its base
+                self._keep_pinned(entry)
+
+    def _take_out(self, entry: Entry) -> None:
+        wanted, previous = entry.pending or entry.spec, entry.spec
+        self._stop(entry)
+        self._residency.retire(previous)
+        entry.spec, entry.signature = wanted, expected_signature(wanted)
+        self._failed.pop(wanted.key, None)
 
     def discover(self) -> None:
         """Look again which versions there are in the folders of models whose versions are found there."""
@@ -118,13 +117,13 @@ class ModelTable:
     async def aclose(self) -> None:
         """Stop all background work and unload everything."""
         for entry in self._entries.values():
-            _stop(entry)
+            self._stop(entry)
         await self._residency.aclose()
 
     def _apply(self, key: str, spec: ModelSpec) -> None:
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry(spec, expected_signature(spec))
+            entry = self._entries[key] = Entry(spec, expected_signature(spec))
             self._keep_pinned(entry)
             return
         if entry.removal is not None:  # removed a moment ago, and back
@@ -137,14 +136,14 @@ class ModelTable:
                 entry.signature = expected_signature(spec)
             self._take_over(entry, spec)
         else:
-            _stop(entry)
+            self._stop(entry)
             entry.pending = spec
             entry.task = self._spawn(self._replace(entry, spec))
 
-    def _take_over(self, entry: _Entry, spec: ModelSpec) -> None:
+    def _take_over(self, entry: Entry, spec: ModelSpec) -> None:
         """Put a configuration in force whose model needs no new load."""
         if entry.pending is not None:
-            _stop(entry)
+            self._stop(entry)
         entry.spec = spec
         self._failed.pop(spec.key, None)
         model = self._residency.adopt(spec, is_retired=spec.key in self._unloaded)
@@ -152,20 +151,22 @@ class ModelTable:
             model.adopt(spec)
         self._keep_pinned(entry)
 
-    def _keep_pinned(self, entry: _Entry) -> None:
+    def _keep_pinned(self, entry: Entry) -> None:
         if entry.spec.pinned and entry.task is None and entry.spec.key not in self._unloaded:
             entry.task = self._spawn(self._load_pinned(entry))
 
-    async def _load_pinned(self, entry: _Entry) -> None:
+    async def _load_pinned(self, entry: Entry) -> None:
         try:
             await self._until_ready(entry.spec, needs_load=True)
         finally:
-            entry.task = None
+            if entry.task is asyncio.current_task():  # else it was stopped, and another one is at work
+                entry.task = None
 
-    async def _replace(self, entry: _Entry, spec: ModelSpec) -> None:
+    async def _replace(self, entry: Entry, spec: ModelSpec) -> None:
         """Make the new configuration ready, then put it in force and let the old one drain."""
         old = self._residency.peek(entry.spec)
         in_memory = old is not None and old.state is ModelState.READY
+        self._residency.adopt(spec)  # it may have been in force before, and still drain
         await self._until_ready(spec, needs_load=in_memory or spec.pinned)
         previous, entry.spec = entry.spec, entry.pending or spec
         entry.pending = entry.task = None
@@ -190,59 +191,46 @@ class ModelTable:
                 self._failed.pop(spec.key, None)
                 return
 
+    def _stop(self, entry: Entry) -> None:
+        """Give up what is being done for an entry; what was to take over leaves memory."""
+        pending = entry.stop()
+        if pending is not None and pending.digest != entry.spec.digest:
+            self._residency.retire(pending)
+
     def _remove(self, key: str) -> None:
         entry = self._entries[key]
         self._failed.pop(key, None)
         if entry.removal is None:
-            _stop(entry)
+            self._stop(entry)
             loop = asyncio.get_running_loop()
             entry.removal = loop.call_later(self._settings.drain_s, self._forget, key)
 
     def _forget(self, key: str) -> None:
         self._residency.retire(self._entries.pop(key).spec)
 
-    def _status(self, key: str, entry: _Entry) -> ModelStatus:
-        slot = self._residency.peek(entry.spec)
-        if slot is not None and slot.model is not None:
-            engine = slot.model.engine
-            entry.signature, entry.labels = engine.signature, engine.labels
-            entry.facts = getattr(engine, "facts", {})
-        reason = self.rejected.get(key, "")
-        if slot is not None and slot.error is not None:
-            reason = str(slot.error.details.get("reason", slot.error.message))
-        state = slot.state if slot is not None else ModelState.UNLOADED
-        if key in self._unloaded:
-            state, reason = ModelState.UNAVAILABLE, _UNLOADED
-        return ModelStatus(
-            name=entry.spec.name,
-            version=entry.spec.version,
-            task=entry.spec.task,
-            signature=entry.signature,
-            state=state,
-            pinned=entry.spec.pinned and key not in self._unloaded,
-            timeout_s=entry.spec.timeout_s,
-            reason=reason,
-            size_bytes=slot.size_bytes if slot is not None else 0,
-            labels=entry.labels,
-            facts=entry.facts,
-            max_items=entry.spec.batch.max_items,
-            n_ready=1 if state is ModelState.READY else 0,
-            digest=entry.spec.digest,
-            cache_ttl_s=entry.spec.cache.ttl_s if entry.spec.cache else None,
-            is_cache_shared=entry.spec.cache is not None and entry.spec.cache.shared,
-            moderation=entry.spec.moderation,
-            rows=independent_rows(entry.spec),
-            load_s=self._residency.wait_s(entry.spec),
+    def _status(self, key: str, entry: Entry) -> ModelStatus:
+        return entry.status(
+            self._residency.peek(entry.spec),
+            barred=self._barred(entry),
+            reason=self.rejected.get(key, ""),
+            wait_s=self._residency.wait_s(entry.spec),
             max_held=self._settings.max_held,
-            is_leaving=entry.removal is not None,
         )
+
+    def _barred(self, entry: Entry) -> str:
+        """Return why operators' orders keep a model out, "" if none does: an adapter goes with its base."""
+        if entry.spec.key in self._unloaded:
+            return _UNLOADED
+        return f"its base {entry.spec.base!r} was unloaded" if entry.spec.base in self._unloaded else ""
 
     @staticmethod
     def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
-def _stop(entry: _Entry) -> None:
-    if entry.task is not None:
-        entry.task.cancel()
-    entry.task = entry.pending = None
+def _check_adapter(base: Resident, adapter: Resident) -> None:
+    """Raise ModelUnavailable if an adapter was made for another model than its base."""
+    if not isinstance(base, GeneratingModel):
+        raise ModelUnavailable(f"base {base.spec.key!r} generates no text", reason="its base generates no text")
+    if isinstance(adapter, AdapterModel):
+        base.through(adapter)

@@ -73,7 +73,7 @@ class Residency(Generic[T]):
         return self._slots.get((spec.key, spec.digest))
 
     def wait_s(self, spec: ModelSpec) -> float:
-        """Return how long a request that comes now waits for this model's load, by the loads measured so far."""
+        """Return how long a request that comes now waits for this model's load, by those measured so far."""
         now, slot = self._clock(), self.peek(spec) or Slot(spec)
         return sum(self.tiers.speeds.wait_s(one, now) for one in self.bases.to_load(slot))
 
@@ -215,15 +215,14 @@ class Residency(Generic[T]):
     async def _settle(self, slot: Slot[T], model: T, victims: list[Slot[T]]) -> bool:
         """Replace the estimate by the measured size; else, without room for the difference, give the model back."""
         slot.expected_bytes = measured = self._loader.size_bytes(model)
-        has_room = False
         try:
-            has_room = await self.device.grow(slot, measured, victims)
+            self.bases.check_loaded(slot, model)
+            if await self.device.grow(slot, measured, victims):
+                slot.model, slot.size_bytes = model, measured
         finally:
-            if not has_room:
+            if slot.model is None:
                 await self._loader.unload(model)
-        if has_room:
-            slot.model, slot.size_bytes = model, measured
-        return has_room
+        return slot.model is not None
 
     def _start_unload(self, slot: Slot[T]) -> asyncio.Task[None]:
         followers = [self._start_unload(adapter) for adapter in slot.following]

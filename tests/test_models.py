@@ -1,6 +1,7 @@
 """ModelTable: a configuration change never breaks what works, and says what it could not do."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -34,8 +35,10 @@ class Loader:
             raise ModelUnavailable("no such files", reason="no such files", retry_after_s=60.0)
         return 10
 
-    async def load(self, spec: ModelSpec) -> LoadedModel:
+    async def load(self, spec: ModelSpec) -> Any:
         self.loads.append(f"{spec.key} {spec.source.path}")
+        if spec.task == "text-generation":
+            return cast(Any, SimpleNamespace(spec=spec, engine=FakeEngine()))
 
         async def run(items: Any) -> Any:
             return items
@@ -286,3 +289,107 @@ async def test_an_order_may_say_how_large_batches_are_until_the_next() -> None:
 @pytest.mark.parametrize("order", [LOAD, UNLOAD, Order(Verb.LOAD, 16)], ids=str)
 def test_an_order_is_read_as_it_was_written(order: Order) -> None:
     assert Order.parse(str(order)) == order
+
+
+def memory(case: Case) -> dict[str, str]:
+    return {str(slot.spec.source.path): slot.state.value for slot in case.residency.slots()}
+
+
+def held_up(case: Case, monkeypatch: pytest.MonkeyPatch, path: str) -> asyncio.Event:
+    """Have loads of a path wait for the event that is returned."""
+    usual, may = case.loader.load, asyncio.Event()
+
+    async def load(spec: ModelSpec) -> LoadedModel:
+        if spec.source.path == path:
+            await may.wait()
+        return await usual(spec)
+
+    monkeypatch.setattr(case.loader, "load", load)
+    return may
+
+
+@pytest.mark.parametrize("last", ["/v1", "/v3"])
+async def test_a_change_given_up_half_way_leaves_nothing_in_memory(last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    may = held_up(case, monkeypatch, "/v2")
+    case.apply(entry("a", "/v2", pinned=True))
+    await settle()
+    case.apply(entry("a", last, pinned=True))
+    may.set()
+    await settle()
+    assert memory(case) == {last: "READY"}
+    assert await case.use("a:1") == last
+
+
+async def test_a_pinned_model_that_still_tries_to_load_takes_only_its_latest_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case()
+    case.apply(entry("a", "/bad", pinned=True))
+    await settle()
+    may = held_up(case, monkeypatch, "/v2")
+    case.apply(entry("a", "/v2", pinned=True))
+    await settle()
+    case.apply(entry("a", "/v3", pinned=True))
+    await settle()
+    may.set()
+    await settle()
+    assert await case.use("a:1") == "/v3"
+    assert memory(case) == {"/v3": "READY"}
+
+
+async def test_a_rollback_finds_what_still_drains_and_keeps_it() -> None:
+    case = Case()
+    case.apply(entry("a"))
+    async with case.residency.lease(case.table.spec("a:1")):
+        case.apply(entry("a", "/v2"))
+        await settle()
+        assert await case.use("a:1") == "/v2"
+        case.apply(entry("a"))
+        await settle()
+        assert await case.use("a:1") == "/v1"
+    await settle()
+    assert memory(case) == {"/v1": "READY"}
+    assert case.loader.loads == ["a:1 /v1", "a:1 /v2"]
+
+
+def chat(name: str, **fields: Any) -> dict[str, Any]:
+    return entry(name, task="text-generation", **fields)
+
+
+async def test_an_adapter_goes_with_its_unloaded_base_says_so_and_comes_back_if_it_is_pinned() -> None:
+    case = Case()
+    case.residency.bases.check = lambda *_: None
+    case.apply(chat("base"), chat("a", base="base:1", pinned=True), chat("b", base="base:1"))
+    await case.use("b:1")
+    await settle()
+    assert case.states() == dict.fromkeys(("base:1", "a:1", "b:1"), ModelState.READY)
+    case.table.obey({"base:1": UNLOAD})
+    await settle()
+    base, *adapters = case.table.statuses()
+    assert (base.state, base.reason) == (ModelState.UNAVAILABLE, "unloaded")
+    for adapter in adapters:
+        assert (adapter.state, adapter.reason) == (ModelState.UNAVAILABLE, "its base 'base:1' was unloaded")
+        assert (adapter.pinned, adapter.size_bytes) == (False, 0)
+    with pytest.raises(ModelUnavailable, match="'base:1' was unloaded by an operator"):
+        await case.use("b:1")
+    case.table.obey({})
+    await settle()
+    assert case.states() == {"base:1": ModelState.READY, "a:1": ModelState.READY, "b:1": ModelState.UNLOADED}
+
+
+async def test_a_change_that_was_under_way_when_its_model_was_unloaded_is_in_force_once_it_is_loaded() -> None:
+    case = Case()
+    case.apply(entry("a", pinned=True))
+    await settle()
+    case.apply(entry("a", "/bad", pinned=True))
+    await settle()
+    case.table.obey({"a:1": UNLOAD})
+    await settle()
+    assert (memory(case), case.table.rejected) == ({}, {})
+    case.apply(entry("a", "/v3", pinned=True))
+    case.table.obey({})
+    await settle()
+    assert memory(case) == {"/v3": "READY"}

@@ -15,7 +15,7 @@ from deployments.errors import ModelUnavailable
 from deployments.generation import Job
 from deployments.replica import PoolReplica
 from deployments.spec import ModelSpec, PoolArgs
-from deployments.types import InferRequest, text_array
+from deployments.types import InferRequest, ModelState, text_array
 
 WISH: dict[str, Any] = {"temperature": 0.0, "max_tokens": 10, "ignore_eos": True}
 
@@ -118,4 +118,19 @@ async def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     replica.configure({"models": [entry("a", Path("/x"), base="b:1"), entry("c", Path("/x"))]})
     assert [status.key for status in replica.statuses()] == ["c:1"]
     assert "base: 'b:1' is not a model of this pool" in replica.status().rejected["a:1"]
+    await replica.aclose()
+
+
+async def test_an_adapter_of_another_model_is_not_ready(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whoever loads it is told, not the first who asks for an answer."""
+    base, wrong = tiny("llama"), adapter_folder(tmp_path / "wrong", 1, out=48)
+    replica = PoolReplica(PoolArgs(budget_bytes=2**30, cache_dir=str(tmp_path / "cache")))
+    models = [entry("base", base, options={"cache_bytes": "1MiB"}), entry("a", wrong, base="base:1")]
+    replica.configure({"models": models})
+    with pytest.raises(ModelUnavailable, match="does not fit its base model"):
+        await replica.load("a:1")
+    of_base, adapter = replica.statuses()
+    assert (of_base.state, adapter.state) == (ModelState.READY, ModelState.UNAVAILABLE)
+    assert "another size" in adapter.reason
+    assert adapter.size_bytes == 0
     await replica.aclose()

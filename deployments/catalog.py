@@ -13,6 +13,7 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.broadcast import Answers, ask_all
 from deployments.errors import PoolUnavailable, ServeError
 from deployments.gcs_store import GcsStore
 from deployments.metrics import ReplicaMetrics
@@ -49,9 +50,9 @@ class Catalog:
     async def status(self) -> PoolStatus:
         """Return what the pool offers, merged over its replicas; nothing while it has none."""
         orders = await self._read()
-        answers = await self._ask("status", orders)
-        await self._agree(answers)
-        status = merge(answers)
+        answers = await self._ask_all("status", orders)
+        await self._agree(answers.given)
+        status = replace(merge(answers.given), n_silent=answers.n_silent)
         if orders and status.n_replicas:
             await self._keep_up(status, orders)
         return status
@@ -141,12 +142,13 @@ class Catalog:
         return merged(await self._ask("statistics"))
 
     async def _ask(self, method: str, *args: Any) -> list[Any]:
+        return (await self._ask_all(method, *args)).given
+
+    async def _ask_all(self, method: str, *args: Any) -> Answers:
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                answers = await self._pool.broadcast(method, *args).results_async(return_exceptions=True)
+            return await ask_all(self._pool, method, *args, timeout_s=_TIMEOUT_S)
         except (TimeoutError, DeploymentUnavailableError):
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+            return Answers([])
 
 
 def merge(statuses: Sequence[PoolStatus]) -> PoolStatus:

@@ -240,6 +240,7 @@ class PoolStatus:
     models: tuple[ModelStatus, ...]
     rejected: Mapping[str, str]  # configuration entries refused, by key, with the reason
     n_replicas: int
+    n_silent: int = 0  # replicas that there are as well, and that did not answer
     resident_bytes: int = 0
     budget_bytes: int = 0
     parked_bytes: int = 0

@@ -4,6 +4,9 @@ A lane per model holds what waits (`lanes.py`). A call leaves at once when the l
 a copy of the model, the more requests have to gather for the next one. No timer, no window. Outcomes come back as the
 pool's batches finish, not when the whole call is done.
 
+A copy that says nothing for far longer than usual may be frozen: what is on board is asked for on the next replica as
+well, and the first answer counts (`silence.py`).
+
 A lane's calls run in tasks of their own with an empty context: Serve ties a call to the request it finds in the
 context, and that one's disconnect would cancel everybody in the call. Pure asyncio; called by `gateway.py`, sends
 through whatever `Send` it is given (`handles.py`).
@@ -13,13 +16,14 @@ import asyncio
 import contextvars
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
 
-from deployments.alarms import Alarms
+from deployments.alarms import Alarm, Alarms
 from deployments.errors import DeadlineExceeded, ReplicaLost, ServeError
 from deployments.types import MONOTONIC, Clock, InferRequest, InferResult
 from serve_app.departures import Departures, Tell
@@ -29,6 +33,26 @@ logger = logging.getLogger(__name__)
 
 WARM_S = 60.0  # how long a copy may take to load
 _MANY_LANES = 4096  # kept; beyond, idle ones are forgotten
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One call under way to the copy `holder`."""
+
+    lane: Lane
+    entries: Sequence[Waiting]
+    holder: int
+    at: float
+    task: asyncio.Task[None] | None
+    alarm: Alarm | None = None
+    detour: asyncio.Task[None] | None = None  # asks another copy for the same
+
+    def end(self) -> None:
+        """Stop looking after it."""
+        if self.alarm is not None:
+            self.alarm.cancel()
+        if self.detour is not None:
+            self.detour.cancel()
 
 
 class Forwarder:
@@ -153,17 +177,55 @@ class Forwarder:
             if left:
                 await self._deliver(lane, left, copy)
 
-    async def _deliver(self, lane: Lane, entries: list[Waiting], copy: int) -> None:
+    async def _deliver(self, lane: Lane, entries: Sequence[Waiting], copy: int) -> None:
         """Send one call and hand out its outcomes as they come."""
-        async with aclosing(self._send(self._make_call(lane, entries, copy))) as outcomes:
-            async for some in outcomes:
-                lane.learn(some, self._clock())
-                for index, outcome in some:
-                    entries[index].resolve(outcome)
+        now = self._clock()
+        holder = lane.silence.instead_of(copy, lane.target.n_replicas, now)
+        sent = _Sent(lane, entries, holder, now, asyncio.current_task())
+        self._look_after(sent, now)
+        try:
+            async with aclosing(self._send(self._make_call(lane, entries, holder))) as outcomes:
+                async for some in outcomes:
+                    now = self._clock()
+                    lane.silence.heard(holder, now, sent.at)
+                    lane.learn(some, now)
+                    for index, outcome in some:
+                        entries[index].resolve(outcome)
+        finally:
+            sent.end()
         if not all(entry.future.done() for entry in entries):
             raise ReplicaLost(f"a replica of pool {lane.target.pool!r} left requests unanswered")
 
-    def _make_call(self, lane: Lane, entries: list[Waiting], copy: int) -> Call:
+    def _look_after(self, sent: _Sent, now: float) -> None:
+        """Suspect the copy if it says nothing to anybody for too long, and send the call on another way."""
+        target, silence = sent.lane.target, sent.lane.silence
+        if target.n_replicas < 2:
+            return
+        left_s = silence.patience_s(target.load_s) - silence.silent_s(sent.holder, now, sent.at)
+        if left_s <= 0:
+            silence.suspect(sent.holder, now)
+            if silence.instead_of(sent.holder, target.n_replicas, now) != sent.holder:
+                sent.detour = self._spawn(self._take_detour(sent))
+                return
+            left_s = silence.patience_s(target.load_s)
+        sent.alarm = self._alarms.set(now + left_s, lambda: self._look_after(sent, self._clock()))
+
+    async def _take_detour(self, sent: _Sent) -> None:
+        """Ask the next copy for what a silent one has on board; once all of it is answered, leave that one alone."""
+        left = [entry for entry in sent.entries if not entry.future.done()]
+        if not left:
+            return
+        logger.warning("a replica of pool %s is silent; %d requests for model %s are sent to another as well",
+                       sent.lane.target.pool, len(left), sent.lane.target.key)  # fmt: skip
+        try:
+            await self._deliver(sent.lane, left, sent.holder)
+        except ServeError as exc:
+            logger.warning("the other replica did not answer either: %s", exc.message)
+        else:
+            if sent.task is not None:
+                sent.task.cancel()
+
+    def _make_call(self, lane: Lane, entries: Sequence[Waiting], copy: int) -> Call:
         now = self._clock()
         call = Call(
             target=lane.target,

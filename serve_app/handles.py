@@ -20,6 +20,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from deployments.broadcast import ask_all
 from deployments.chunks import Chunk
 from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeError
 from deployments.hop import pack_requests, unpack_outcomes
@@ -178,11 +179,10 @@ async def sibling_metrics() -> list[tuple[str, ReplicaMetrics]]:
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, app_name=context.app_name, _check_exists=False)
     try:
-        async with asyncio.timeout(1.0):
-            answers = await handle.broadcast("replica_metrics").results_async(return_exceptions=True)
+        answers = await ask_all(handle, "replica_metrics", timeout_s=1.0)
     except (TimeoutError, DeploymentUnavailableError):
         return []
-    return [(context.app_name, answer) for answer in answers if isinstance(answer, ReplicaMetrics)]
+    return [(context.app_name, answer) for answer in answers.given if isinstance(answer, ReplicaMetrics)]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from deployments.errors import ModelLoading, Overloaded, ServeError
 from deployments.order import FairOrder, Place
 from deployments.types import InferRequest, InferResult, Outcome
+from serve_app.silence import Silence
 
 # Requests that must wait for one more call to leave, by the calls a copy has out: one runs, one is prepared, and a
 # further one is worth its cost only for many.
@@ -36,7 +37,7 @@ class Target:
     n_replicas: int = 1
     is_everywhere: bool = False  # pinned models are in every replica: no copy has to be earned
     max_held: int = 0  # requests that may wait while the model is loaded; 0: it is in memory, or there is no limit
-    load_s: float = 0.0  # how long its load is going to take
+    load_s: float = 0.0  # how long its load is going to take; 0.0: it is in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Lane:
     warming: asyncio.Task[None] | None = None
     warm_after: float = 0.0  # when the next copy may be tried
     needed_at: float = 0.0
+    silence: Silence = field(default_factory=Silence)
     is_called: bool = False  # a pump is due in this loop's next round
     _order: FairOrder = field(default_factory=lambda: FairOrder(_HEAD_START))
     _answered_at: float = 0.0  # or when work began

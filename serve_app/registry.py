@@ -192,7 +192,7 @@ class Registry:
                     self._leaving[model.key] = model
                 else:
                     versions.setdefault(model.name, {})[model.version] = model
-                n_replicas = pool.status.n_replicas if pool.status else 1
+                n_replicas = pool.status.n_replicas + pool.status.n_silent if pool.status else 1
                 is_ready = model.state is ModelState.READY
                 targets[model.key] = Target(
                     pool_name,
@@ -200,7 +200,7 @@ class Registry:
                     n_replicas,
                     is_everywhere=model.pinned,
                     max_held=0 if is_ready else model.max_held,
-                    load_s=model.load_s,
+                    load_s=0.0 if is_ready else model.load_s,
                 )
         self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
         self._targets = targets

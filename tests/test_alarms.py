@@ -37,6 +37,18 @@ def test_an_alarm_set_by_one_that_rings_is_heard() -> None:
     assert run(main) == 2.0
 
 
+def test_an_alarm_set_by_one_that_rings_delays_no_earlier_one() -> None:
+    async def main() -> list[float]:
+        clock, rung = asyncio.get_running_loop().time, list[float]()
+        alarms = Alarms(clock)
+        alarms.set(1.0, lambda: alarms.set(5.0, lambda: rung.append(clock())) and None)
+        alarms.set(2.0, lambda: rung.append(clock()))
+        await asyncio.sleep(10)
+        return rung
+
+    assert run(main) == [2.0, 5.0]
+
+
 async def test_cancelled_alarms_do_not_pile_up() -> None:
     alarms = Alarms()
     for _ in range(10_000):

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from ray.serve.handle import DeploymentHandle
 
+from deployments import catalog as catalog_module
 from deployments.catalog import Catalog
 from deployments.errors import ModelUnavailable, PoolUnavailable
 from deployments.orders import LOAD, UNLOAD, Orders, Verb
@@ -35,6 +36,8 @@ class Replica:
     keys: tuple[str, ...] = ("a:1", "b:1")
     found: tuple[str, ...] = ()  # offered once it has looked for versions
     n_looks: int = 0
+    is_frozen: bool = False
+    is_dead: bool = False
 
     def discover(self) -> None:
         self.n_looks += 1
@@ -56,6 +59,22 @@ class Replica:
             for key in self.keys
         )  # fmt: skip
         return PoolStatus(models, {}, 1, replicas=(self.name,))
+
+
+@dataclass
+class Result:
+    """One replica's part of a broadcast, as Ray has it."""
+
+    replica: Replica
+    method: str
+    args: tuple[Any, ...]
+
+    async def get_async(self) -> Any:
+        if self.replica.is_frozen:
+            await asyncio.Event().wait()
+        if self.replica.is_dead:
+            raise RuntimeError("the actor died")
+        return getattr(self.replica, self.method)(*self.args)
 
 
 class Pool:
@@ -82,8 +101,8 @@ class Pool:
         pool = self
 
         class Response:
-            async def results_async(self, return_exceptions: bool) -> list[PoolStatus]:
-                return [getattr(replica, method)(*args) for replica in pool.replicas]
+            async def _fetch_replica_results_async(self) -> list[Result]:
+                return [Result(replica, method, args) for replica in pool.replicas]
 
         return Response()
 
@@ -186,3 +205,13 @@ async def test_replicas_that_know_different_versions_look_again() -> None:
     for _ in range(5):
         await catalog.status()
     assert older.n_looks == 2
+
+
+async def test_a_frozen_or_dead_replica_silences_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "_TIMEOUT_S", 0.05)
+    case = Case("r1", "r2", "r3")
+    case.pool.replicas[0].is_frozen = case.pool.replicas[1].is_dead = True
+    case.pool.replicas[2].loaded = {"a:1"}
+    status = await case.catalog.status()
+    assert (status.n_replicas, status.n_silent, status.replicas) == (1, 1, ("r3",))
+    assert {model.key: model.state for model in status.models}["a:1"] is ModelState.READY

@@ -73,7 +73,7 @@ class Alarms:
                 self.n_cancelled -= 1
             else:
                 ring()
-        if self._heap and (self._timer is None or self._heap[0][0] < self._rings_at):  # who rang may have set others
+        if self._heap:  # anew in any case: who rang may have set others, which are not the first
             self._wind(self._heap[0][0])
 
 

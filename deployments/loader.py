@@ -1,12 +1,13 @@
 """From a model entry to a model in memory and back: files, engine, queue. The `Loader` of a replica's residency.
 
-All that blocks runs in threads: fetching and loading in the default executor, running in the device's one thread.
+All that blocks runs in threads: loading in the default executor, running in the device's one thread, and downloading in
+threads of its own, so that a store which does not answer holds up no model that is here.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -32,6 +33,7 @@ from deployments.worker import Worker
 
 logger = logging.getLogger(__name__)
 _MOMENT_S = 1.0
+_DOWNLOADS = 16  # at once
 _LARGER = 1.25  # a batch of so many times the tokens of any before is measured: few are, and each tells something new
 
 R = TypeVar("R")
@@ -58,6 +60,8 @@ class EngineLoader:
         self._metrics = metrics
         self._instrument = instrument
         self._clock = clock
+        self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="download")
+        self._fetched: dict[tuple[str, str], Path] = {}  # by key and digest: what is going to be loaded
         self._settling = Settling(device_thread)
         self._turns = Turns(clock)  # whose batch may run on the device
         self._n_moves = 0  # loads, unloads and the like begun; while one runs, memory says nothing about batches
@@ -72,8 +76,11 @@ class EngineLoader:
 
     async def estimate(self, spec: ModelSpec) -> int:
         """Fetch the model's files, check them, and return the bytes of its weights and its cache."""
+        threads = self._downloads if spec.source.hub or spec.source.url else None
+        path = await asyncio.get_running_loop().run_in_executor(threads, fetch, spec, self._cache_dir)
+        self._fetched[spec.key, spec.digest] = path
         return await asyncio.to_thread(
-            lambda: expected_bytes(weight_files(self._fetch(spec)), spec.dtype, self._device) + cache_bytes(spec)
+            lambda: expected_bytes(weight_files(path), spec.dtype, self._device) + cache_bytes(spec)
         )
 
     async def load(self, spec: ModelSpec) -> Resident:
@@ -137,11 +144,9 @@ class EngineLoader:
             await self._moving(model.engine.unpark)
         self._metrics.unparked(model.spec, self._clock() - started)
 
-    def _fetch(self, spec: ModelSpec) -> Path:
-        return fetch(spec, self._cache_dir)
-
     def _load(self, spec: ModelSpec) -> Engine:
-        engine = load_engine(self._fetch(spec), spec, self._device)
+        path = self._fetched.pop((spec.key, spec.digest), None) or fetch(spec, self._cache_dir)
+        engine = load_engine(path, spec, self._device)
         engine.warm_up()
         return engine
 

@@ -1,6 +1,7 @@
 """PoolReplica: requests that share a call are answered each on its own, through real threads and engines."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -12,9 +13,10 @@ import pytest
 from echo_engine import POISON
 from tiny_models import build
 
+from deployments import loader
 from deployments.errors import DeadlineExceeded, EngineFailure, InvalidInput, ModelNotFound, ModelUnavailable
 from deployments.replica import PoolReplica
-from deployments.spec import PoolArgs
+from deployments.spec import ModelSpec, PoolArgs
 from deployments.types import InferRequest, InferResult, ModelState, Outcome, text_array
 
 
@@ -277,3 +279,29 @@ async def test_a_call_that_everybody_left_ends(replica: PoolReplica, tmp_path: P
     replica.forget("a", {1: [0, 1]})
     async with asyncio.timeout(5):
         assert await running == []
+
+
+async def test_downloads_that_never_end_hold_up_no_model_that_is_here(
+    replica: PoolReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, may_end = loader.fetch, threading.Event()
+
+    def fetch(spec: ModelSpec, cache_dir: Path) -> Path:
+        if spec.source.url is not None:
+            may_end.wait(30)
+        return usual(spec, cache_dir)
+
+    monkeypatch.setattr(loader, "fetch", fetch)
+    stuck = [{**entry(f"stuck{n}", tmp_path), "source": {"url": f"file://{tmp_path}/{n}"}} for n in range(40)]
+    replica.configure({"models": [*stuck, entry("m", tmp_path)]})
+    asking = [asyncio.create_task(ask(replica, f"stuck{n}:1", [request(1.0, timeout_s=20)])) for n in range(40)]
+    await asyncio.sleep(0.1)
+    try:
+        async with asyncio.timeout(5):
+            assert values((await ask(replica, "m:1", [request(1.0)]))[0]) == [1.0]
+            await asyncio.to_thread(time.sleep, 0)  # nor what else the process does in threads: health checks
+    finally:
+        may_end.set()
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)

@@ -88,3 +88,28 @@ async def test_a_holder_that_dies_delays_nobody_while_another_could_serve(cluste
     before = [seconds for began, seconds, _ in answers if began < killed_at - 1]
     after = [seconds for began, seconds, _ in answers if began > killed_at - 1]
     assert max(after) < max(1.0, 3 * max(before)), "nobody waits for the dead one: Serve replaces it after seconds"
+
+
+async def test_a_frozen_holder_delays_nobody_for_long(cluster: Live) -> None:
+    """Unlike a dead one it refuses nothing, and Serve takes half a minute to find out."""
+    pid, answers = pool_pids(cluster)[0], []
+    frozen_at = time.monotonic() + 1
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while time.monotonic() < frozen_at + 8:
+            began = time.monotonic()
+            answer = await http.post("/v2/models/echo/infer", json=body(1.0))
+            answers.append((began - frozen_at, time.monotonic() - began, answer.status_code))
+            await asyncio.sleep(0.05)
+
+    async with httpx.AsyncClient(base_url=cluster.http_url, timeout=30, trust_env=False) as http:
+        clients = [asyncio.create_task(client(http)) for _ in range(6)]
+        await asyncio.sleep(1)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.gather(*clients)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert {status for *_, status in answers} == {200}
+    assert max(seconds for _, seconds, _ in answers) < 6, "three seconds of silence, and the answer of another"
+    assert max(seconds for began, seconds, _ in answers if began > 5) < 1, "who comes later goes elsewhere at once"

@@ -18,9 +18,8 @@ from huggingface_hub import snapshot_download
 from deployments.engines import convert_gguf
 from deployments.engines.base import unavailable
 from deployments.spec import Format, ModelSpec, Source
-from deployments.weights import SAFETENSORS
+from deployments.weights import GGUF, SAFETENSORS
 
-GGUF = ".gguf"  # converted to safetensors before it is used; holds numbers and strings, no code
 FORMATS: Mapping[str, Format] = {  # by suffix: what else may hold weights, and can run code when it is read
     ".bin": "pickle",
     ".pth": "pickle",
@@ -48,6 +47,7 @@ def fetch(spec: ModelSpec, cache_dir: Path) -> Path:
     else:
         path = _local(spec)
     _check_digests(spec, path)
+    # GGUF holds numbers and strings, no code; it is converted to safetensors before it is used.
     return _converted(spec, path, cache_dir / "gguf") if path.suffix == GGUF else path
 
 

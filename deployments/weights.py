@@ -10,17 +10,28 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SAFETENSORS = ".safetensors"
+from deployments.gguf_header import n_weights
+
+SAFETENSORS, GGUF = ".safetensors", ".gguf"
 _MAX_HEADER = 100 * 2**20  # the format's own bound
 
 
 def expected_bytes(files: Iterable[Path], dtype: str, device: str) -> int:
     """Return the bytes of the weights in these files once they are on `device` as `dtype` (as a model's entry has it).
 
-    Floating-point tensors are converted, others stay what they are; a file of another format counts as it is.
+    Floating-point tensors are converted, GGUF's are unpacked, others stay what they are; files of other formats count
+    as they are.
     """
     bits = 32 if dtype == "float32" or (dtype == "auto" and not device.startswith("cuda")) else 16
-    return sum(_in_safetensors(file, bits) if file.suffix == SAFETENSORS else file.stat().st_size for file in files)
+    return sum(_bytes(file, bits) for file in files)
+
+
+def _bytes(file: Path, float_bits: int) -> int:
+    if file.suffix == SAFETENSORS:
+        return _in_safetensors(file, float_bits)
+    if file.suffix == GGUF and (count := n_weights(file)) is not None:
+        return count * float_bits // 8
+    return file.stat().st_size
 
 
 def _in_safetensors(file: Path, float_bits: int) -> int:

@@ -17,17 +17,12 @@ def evictions(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], budge
     """Yield who gives way first, and who would be evicted if a replica were asked for each model once, in turn."""
     order = _order(specs, sizes)
     never = [spec.key for spec in specs if spec.pinned]
-    yield f"  who gives way first, used alike: {_names(order)}" + (f"; never: {_names(never)}" if never else "")
+    yield f"  who gives way first, used alike: {names(order)}" + (f"; never: {names(never)}" if never else "")
     found = list(_in_turn(specs, sizes, budget))
     for key, victims in found[:_SHOWN]:
-        yield f"  asked for in turn: {key} evicts {_names(victims)}"
+        yield f"  asked for in turn: {key} evicts {names(victims)}"
     if len(found) > _SHOWN:
         yield f"  and {len(found) - _SHOWN} more of them evict others"
-    for spec in specs:
-        if spec.idle_unload_s is not None and not spec.pinned:
-            yield f"  {spec.key} leaves by itself when it is idle for {spec.idle_unload_s:g} s"
-    if unknown := [spec.key for spec in specs if sizes[spec.key] is None]:
-        yield f"  counted as nothing until they are fetched: {_names(unknown)}"
 
 
 def _order(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None]) -> list[str]:
@@ -73,6 +68,7 @@ def _used_in_turn(slots: list[Slot[None]]) -> Uses:
     return uses
 
 
-def _names(keys: Sequence[str]) -> str:
+def names(keys: Sequence[str]) -> str:
+    """Return a list of names that fits a line."""
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return ", ".join(keys[:_SHOWN]) + more

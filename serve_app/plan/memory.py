@@ -5,7 +5,7 @@ from typing import Any
 
 from deployments.spec import ModelSpec, PoolArgs, PoolConfig
 from deployments.versions import offered
-from serve_app.plan.eviction import evictions
+from serve_app.plan.eviction import evictions, names
 from serve_app.validation.applications import POOL, App, read_apps
 from serve_app.validation.weights import weight_bytes
 
@@ -35,17 +35,21 @@ def _turns(specs: Sequence[ModelSpec], sizes: Mapping[str, int | None], args: Po
     room = args.budget_bytes - pinned
     if not demand:
         yield f"  all of it stays in memory: {_mib(pinned)} of {_mib(args.budget_bytes)}"
-        return
-    if sum(demand.values()) <= room:
+    elif sum(demand.values()) <= room:
         yield f"  all models fit together: {_mib(pinned + sum(demand.values()))} of {_mib(args.budget_bytes)}"
-        return
-    most, fewest = _how_many(sorted(demand.values()), room), _how_many(sorted(demand.values(), reverse=True), room)
-    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    yield f"  {count} of {len(demand)} models on demand fit at once: {_mib(room)} for {_mib(sum(demand.values()))}"
-    yield from evictions(specs, sizes, args.budget_bytes)
-    parked = _how_many(sorted(demand.values()), args.ram_bytes)
-    waits = f"up to {parked} of them in host RAM, then on disk" if parked else "on disk"
-    yield f"  where it goes: {waits}; a model takes turns on its own replica first, a hot one on more"
+    else:
+        most, fewest = _how_many(sorted(demand.values()), room), _how_many(sorted(demand.values(), reverse=True), room)
+        count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        yield f"  {count} of {len(demand)} models on demand fit at once: {_mib(room)} for {_mib(sum(demand.values()))}"
+        yield from evictions(specs, sizes, args.budget_bytes)
+        parked = _how_many(sorted(demand.values()), args.ram_bytes)
+        waits = f"up to {parked} of them in host RAM, then on disk" if parked else "on disk"
+        yield f"  where it goes: {waits}; a model takes turns on its own replica first, a hot one on more"
+    for spec in specs:
+        if spec.idle_unload_s is not None and not spec.pinned:
+            yield f"  {spec.key} leaves by itself when it is idle for {spec.idle_unload_s:g} s"
+    if unknown := [spec.key for spec in specs if sizes[spec.key] is None]:
+        yield f"  of unknown size until it is loaded, so not counted here: {names(unknown)}"
 
 
 def _how_many(sizes: Sequence[int], room: int) -> int:

@@ -126,3 +126,32 @@ def test_whole_numbers_are_not_converted(tmp_path: Path) -> None:
     tensors: dict[str, Any] = {"a": torch.zeros(10, dtype=torch.int64), "b": torch.zeros(10, dtype=torch.float64)}
     save_file(tensors, file)
     assert expected_bytes([file], "float16", "cuda") == 80 + 20
+
+
+def gguf(*shapes: tuple[int, ...], fields: bytes = b"", n_fields: int = 0) -> bytes:
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    tensors = b"".join(
+        text(b"t") + struct.pack(f"<I{len(shape)}Q", len(shape), *shape) + struct.pack("<IQ", 2, 0) for shape in shapes
+    )
+    return b"GGUF" + struct.pack("<IQQ", 3, len(shapes), n_fields) + fields + tensors
+
+
+def test_a_gguf_file_takes_what_it_unpacks_to(tmp_path: Path) -> None:
+    name, vocabulary = struct.pack("<Q", 1) + b"v", struct.pack("<IIQ", 9, 8, 2) + 2 * (struct.pack("<Q", 3) + b"abc")
+    numbers, flag = struct.pack("<IIQ", 9, 5, 3) + bytes(12), struct.pack("<I?", 7, True)
+    content = gguf((10, 3), (7,), fields=name + vocabulary + name + numbers + name + flag, n_fields=3)
+    file = tmp_path / "m.gguf"
+    file.write_bytes(content)
+    assert expected_bytes([file], "auto", "cpu") == 37 * 4
+    assert expected_bytes([file], "bfloat16", "cpu") == 37 * 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"GGML" + bytes(40), gguf((3,))[:-14], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)]
+)
+def test_a_broken_gguf_header_costs_its_file_size(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(content)
+    assert expected_bytes([file], "auto", "cpu") == len(content)

@@ -121,12 +121,19 @@ class InferRequest:
     @property
     def n_items(self) -> int:
         """Rows of the largest input: what batching and limits count."""
-        return max((a.shape[0] if a.ndim else 1 for a in self.inputs.values()), default=0)
+        most = 0
+        for array in self.inputs.values():  # a loop: asked several times a request
+            rows = array.shape[0] if array.ndim else 1
+            most = rows if rows > most else most
+        return most
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all inputs, about as many as they take on the wire."""
-        return sum(sum(map(len, a.flat)) if a.dtype.hasobject else a.nbytes for a in self.inputs.values())
+        size = 0
+        for array in self.inputs.values():
+            size += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+        return size
 
     def with_timeout(self, timeout_s: float) -> "InferRequest":
         """Return the same request with another time left."""

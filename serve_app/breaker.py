@@ -140,13 +140,13 @@ class Breakers:
         wait_s = circuit.enter()
         if wait_s is not None:
             raise CircuitOpen(f"model {model.key!r} keeps failing and is left alone for now", retry_after_s=wait_s)
-        is_try, is_patient = circuit.state is State.TRYING, self._is_patient(work)
+        is_try, given_s = circuit.state is State.TRYING, work.deadline - self._clock()
         verdict = Verdict.NOTHING
         try:
             result = await compute(work)
             verdict = Verdict.WORKS
         except ServeError as exc:
-            verdict = judge(exc, is_patient=is_patient)
+            verdict = judge(exc, is_patient=self._is_patient(work, given_s))
             raise
         finally:
             before = State.TRYING if is_try else circuit.state
@@ -155,12 +155,12 @@ class Breakers:
                 self._metrics.breaker(model, circuit.state.value, is_opened=circuit.state is State.OPEN)
         return result
 
-    def _is_patient(self, work: Work) -> bool:
-        """Return whether the request gives its model all the time that the operator does."""
+    def _is_patient(self, work: Work, given_s: float) -> bool:
+        """Return whether the request gave its model all the time that the operator does."""
         limits = [work.plan.primary.timeout_s, self._config.max_timeout_s]
         if work.plan.fallback is not None and work.plan.fallback.after_s is not None:
             limits.append(work.plan.fallback.after_s)
-        return work.deadline - self._clock() >= 0.9 * min(limits)
+        return given_s >= 0.9 * min(limits)
 
 
 def judge(exc: ServeError, *, is_patient: bool) -> Verdict:

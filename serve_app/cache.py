@@ -13,7 +13,6 @@ computes it himself.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 from deployments.errors import DeadlineExceeded, InvalidInput
 from deployments.types import MONOTONIC, Clock, InferResult, ModelStatus, Timings
@@ -24,7 +23,18 @@ from serve_app.config import EndpointConfig
 from serve_app.policies import Answer, Work
 from serve_app.traffic_metrics import TrafficMetrics
 
-_Flight: TypeAlias = "asyncio.Future[Entry | None]"  # None: it came to nothing
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """Rows that one request computes now; others may wait for them."""
+
+    done: asyncio.Future[Mapping[bytes, Entry]] | None = None  # made by the first who waits
+
+    def joined(self) -> asyncio.Future[Mapping[bytes, Entry]]:
+        """Return what will hold the rows; without those that came to nothing."""
+        if self.done is None:
+            self.done = asyncio.get_running_loop().create_future()
+        return self.done
 
 
 @dataclass(slots=True)
@@ -115,9 +125,8 @@ class ResponseCache:
         self, work: Work, keys: Keys, missing: Mapping[bytes, int], compute: Answer
     ) -> tuple[InferResult, dict[bytes, Entry]]:
         """Compute rows for this request and for whoever joins meanwhile."""
-        loop = asyncio.get_running_loop()
-        mine: dict[bytes, _Flight] = {key: loop.create_future() for key in missing}
-        self._flights.update(mine)
+        mine = _Flight()
+        self._flights.update(dict.fromkeys(missing, mine))
         entries: dict[bytes, Entry] = {}
         try:
             if len(missing) < len(keys.keys):
@@ -128,18 +137,20 @@ class ResponseCache:
             self._keep(work.plan.primary, result, entries)
             return result, entries
         finally:
-            for key, flight in mine.items():
-                if self._flights.get(key) is flight:
+            for key in missing:
+                if self._flights.get(key) is mine:
                     del self._flights[key]
-                flight.set_result(entries.get(key))
+            if mine.done is not None:
+                mine.done.set_result(entries)
 
     async def _join(self, flights: Mapping[bytes, _Flight], deadline: float) -> dict[bytes, Entry]:
         """Wait for items that other requests compute; those that came to nothing are left out."""
         # NOTE: `wait`, not `gather`: this request's end must not cancel what others wait for.
-        _, late = await asyncio.wait(set(flights.values()), timeout=max(deadline - self._clock(), 0.0))
+        waiting = {flight: flight.joined() for flight in flights.values()}
+        _, late = await asyncio.wait(set(waiting.values()), timeout=max(deadline - self._clock(), 0.0))
         if late:
             raise DeadlineExceeded("an equal request under way was not answered in time")
-        return {key: entry for key, flight in flights.items() if (entry := flight.result()) is not None}
+        return {key: entry for key, flight in flights.items() if (entry := waiting[flight].result().get(key))}
 
     def _keep(self, model: ModelStatus, result: InferResult, entries: Mapping[bytes, Entry]) -> None:
         # A replica may still, or already, run another configuration than the one the keys were made for.

@@ -31,10 +31,16 @@ def keys_of(model: ModelStatus, request: InferRequest) -> Keys | None:
     rows = tuple([name for name in model.rows if name in inputs])
     owner = None if model.is_cache_shared else request.tenant
     outputs = None if request.outputs is None else tuple(request.outputs)
-    model_is = (model.name, model.version, model.digest, str(model.task))
+    params = request.params
     try:
-        base = _base(*model_is, owner, request.operation, outputs, rows).copy()
-        _write(base, orjson.dumps(request.params, option=_CANONICAL) if request.params else b"")
+        # NOTE: whether there are parameters stands in what is shared, or else they could spell a row.
+        base = _base(
+            model.name, model.version, model.digest, model.task, owner, request.operation, outputs, rows, bool(params)
+        )
+        if params or len(inputs) > len(rows):
+            base = base.copy()
+        if params:
+            _write(base, orjson.dumps(params, option=_CANONICAL))
         if len(inputs) > len(rows):
             for name in sorted(inputs.keys() - set(rows)):
                 _write(base, name.encode())

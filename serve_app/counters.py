@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     `remaining` is what each counter has left afterwards.
     """
 
-    remaining: tuple[float, ...]
+    remaining: Sequence[float]
     refused: int | None = None
     wait_s: float = 0.0
 
@@ -66,7 +66,7 @@ class EmbeddedStore:
 
     def __init__(self, now: Clock = MONOTONIC) -> None:
         self._now = now
-        self._used: dict[str, tuple[float, float, float]] = {}  # used, as of, forgotten at
+        self._states: dict[str, tuple[float, float, Take]] = {}  # used, as of, and who took last
         self._swept_at = now()
 
     async def take(self, takes: Sequence[Take], permit: str, lease_s: float) -> Verdict:
@@ -75,18 +75,19 @@ class EmbeddedStore:
 
     def take_now(self, takes: Sequence[Take]) -> Verdict:
         """Take from all or none, without a loop."""
-        now, states = self._now(), self._used
+        now, states = self._now(), self._states
         used: list[float] = []
         refused: int | None = None
         for key, _, limit, cost, per_s, _ in takes:
             state = states.get(key)  # as `_current`, once a counter of every request
-            before = 0.0 if state is None else state[0] - (now - state[1]) * per_s
-            used.append(before if before > 0.0 else 0.0)
-            if refused is None and used[-1] + cost > limit + _ROUNDING:
-                refused = len(used) - 1
+            left = 0.0 if state is None else state[0] - (now - state[1]) * per_s
+            before = left if left > 0.0 else 0.0
+            if before + cost > limit + _ROUNDING and refused is None:
+                refused = len(used)
+            used.append(before)
         if refused is None:
             for take, before in zip(takes, used, strict=True):
-                self._put(take, before + take.cost, now)
+                states[take[0]] = (before + take[3], now, take)
             if now - self._swept_at >= _SWEEP_S:
                 self._sweep(now)
         return verdict_of(takes, used, refused)
@@ -95,33 +96,33 @@ class EmbeddedStore:
         """Correct what was taken."""
         now = self._now()
         for take in takes:
-            if take.cost:
-                self._put(take, self._current(take, now) + take.cost, now)
+            used = self._current(take, now) + take.cost
+            if used > 0.0:
+                self._states[take.key] = (used, now, take)
+            else:
+                self._states.pop(take.key, None)
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self._states)
 
     def _current(self, take: Take, now: float) -> float:
-        state = self._used.get(take.key)
+        state = self._states.get(take.key)
         if state is None:
             return 0.0
-        left = state[0] - (now - state[1]) * take.per_s if take.per_s else state[0]
+        left = state[0] - (now - state[1]) * take.per_s
         return left if left > 0.0 else 0.0
-
-    def _put(self, take: Take, used: float, now: float) -> None:
-        key, kind, _, _, per_s, ends_in_s = take
-        if used <= 0.0:
-            self._used.pop(key, None)
-        elif kind is Kind.RATE:
-            self._used[key] = (used, now, now + used / per_s)
-        else:
-            self._used[key] = (used, now, now + ends_in_s if kind is Kind.WINDOW else math.inf)
 
     def _sweep(self, now: float) -> None:
         """Forget counters that are full again: callers come and go."""
         self._swept_at = now
-        for key in [key for key, (_, _, until) in self._used.items() if until <= now]:
-            del self._used[key]
+        for key in [key for key, state in self._states.items() if _full_at(*state) <= now]:
+            del self._states[key]
+
+
+def _full_at(used: float, as_of: float, take: Take) -> float:
+    if take.kind is Kind.RATE:
+        return as_of + used / take.per_s
+    return as_of + take.ends_in_s if take.kind is Kind.WINDOW else math.inf
 
 
 _ROUNDING = 1e-9  # of times that are sums of floats
@@ -139,7 +140,7 @@ def wait_s(take: Take, used: float) -> float:
 def verdict_of(takes: Sequence[Take], used: Sequence[float], refused: int | None) -> Verdict:
     """Return what is left of counters that held `used` before; `refused` is the first that a demand did not fit."""
     if refused is not None:
-        left = tuple(max(take.limit - before, 0.0) for take, before in zip(takes, used, strict=True))
+        left = [max(take.limit - before, 0.0) for take, before in zip(takes, used, strict=True)]
         return Verdict(left, refused, wait_s(takes[refused], used[refused]))
-    amounts = [take.limit - before - take.cost for take, before in zip(takes, used, strict=True)]
-    return Verdict(tuple([amount if amount > 0.0 else 0.0 for amount in amounts]))
+    left = [take[2] - before - take[3] for take, before in zip(takes, used, strict=True)]
+    return Verdict([amount if amount > 0.0 else 0.0 for amount in left])

@@ -3,7 +3,7 @@
 Called by `limits.py`, which keeps what is found here per caller and model.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -38,6 +38,11 @@ class Counter:
             return f"{self.limit:g} requests at a time"
         return f"{self.limit:g} {self.unit} a {self.window}" if self.window else f"{self.per_s:g} {self.unit} a second"
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether what was taken is corrected when the request ends."""
+        return self.kind is Kind.PERMITS or self.unit == "tokens"
+
     def take(self, cost: float, windows: "Windows") -> Take:
         """Return what a request that costs this much takes from it."""
         if self.kind is not Kind.WINDOW:
@@ -66,6 +71,43 @@ class Windows:
             self._running[window] = (name, wall + left_s)
             return name, left_s
         return name, end - wall
+
+
+class Applying:
+    """All counters that apply to one caller at one model; what is the same for every request is made once."""
+
+    def __init__(self, counters: Iterable[Counter]) -> None:
+        self.counters = tuple(counters)
+        self._takes = [(counter, _one_of(counter)) for counter in self.counters]
+        self._settled = [(n, c.kind is Kind.PERMITS) for n, c in enumerate(self.counters) if c.is_settled]
+
+    def takes(self, n_items: float, n_tokens: float, windows: Windows) -> list[Take]:
+        """Return what a request takes from each."""
+        made: list[Take] = []
+        for counter, take in self._takes:
+            if take is None:
+                cost = n_items if counter.unit == "items" else n_tokens if counter.unit == "tokens" else 1.0
+                take = counter.take(cost, windows)
+            made.append(take)
+        return made
+
+    def corrections(self, takes: Sequence[Take], n_tokens: float | None) -> list[Take]:
+        """Return what gives the permits of these takes back, and makes tokens what they were (None: as taken)."""
+        made: list[Take] = []
+        for index, is_permit in self._settled:
+            key, kind, limit, cost, per_s, ends_in_s = takes[index]
+            if is_permit:
+                made.append(Take(key, kind, limit, -1.0))
+            elif n_tokens is not None:
+                made.append(Take(key, kind, limit, n_tokens - cost, per_s, ends_in_s))
+        return made
+
+
+def _one_of(counter: Counter) -> Take | None:
+    """Return what every request takes alike, if there is such a thing."""
+    if counter.kind is Kind.WINDOW or counter.unit in ("items", "tokens"):
+        return None
+    return Take(counter.key, counter.kind, counter.limit, 1.0, counter.per_s)
 
 
 def counters_for(rules: Iterable[LimitRule], principal: Principal, asked: str, model: ModelStatus) -> Iterator[Counter]:

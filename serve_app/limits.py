@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from deployments.errors import LimitsUnavailable, RateLimited
@@ -19,7 +19,7 @@ from deployments.types import Clock, InferRequest
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
 from serve_app.counters import EmbeddedStore, Kind, Store, StoreFailure, Take, Verdict
-from serve_app.limit_rules import Counter, Windows, counters_for
+from serve_app.limit_rules import Applying, Counter, Windows, counters_for
 from serve_app.limits_config import LimitsConfig, RedisConfig
 from serve_app.limits_headers import Share, headers_of
 from serve_app.policies import Permit
@@ -50,21 +50,17 @@ class _Granted:
     permit: str
     model: str
     size_bytes: int
-    taken: Sequence[tuple[Counter, Take]] = field(default_factory=tuple)
+    applying: Applying
+    takes: Sequence[Take]
 
     def release(self, context: Context, code: str) -> None:
         """Give permits back, and settle tokens: what they were, or none for a failure; a client who left has paid."""
         n_tokens = context.usage.n_tokens
         if n_tokens:
             self.owner.learn(self.model, self.size_bytes, n_tokens)
-        settled: list[Take] = []
-        for counter, take in self.taken:
-            if counter.kind is Kind.PERMITS:
-                settled.append(_with_cost(take, -1.0))
-            elif counter.unit == "tokens" and (n_tokens or code != CANCELLED):
-                settled.append(_with_cost(take, n_tokens - take.cost))
-        if settled:
-            self.store.settle(settled, self.permit)
+        is_known = n_tokens or code != CANCELLED
+        if corrections := self.applying.corrections(self.takes, n_tokens if is_known else None):
+            self.store.settle(corrections, self.permit)
 
 
 class Limits:
@@ -85,7 +81,7 @@ class Limits:
         self._windows = Windows(wall)
         self._config = LimitsConfig()
         self._max_timeout_s = 0.0
-        self._matches: dict[tuple[str, str, str, str], tuple[Counter, ...]] = {}
+        self._matches: dict[tuple[str, str, str, str], Applying] = {}
         self._bytes_per_token: dict[str, float] = {}
         self._closing: asyncio.Task[None] | None = None
         mine = uuid.uuid4().hex
@@ -109,14 +105,12 @@ class Limits:
         if not self._config.rules:
             return _FREE
         model = plan.primary.key
-        counters = self._counters(context, plan, model)
-        if not counters:
+        applying = self._applying(context, plan, model)
+        if not applying.counters:
             return _FREE
         size_bytes = request.size_bytes
         n_items = request.n_items
-        n_tokens = self._estimate(model, n_items, size_bytes)
-        costs = {"requests": 1.0, "concurrency": 1.0, "items": float(n_items), "tokens": n_tokens}
-        takes = [counter.take(costs[counter.unit], self._windows) for counter in counters]
+        takes = applying.takes(n_items, self._estimate(model, n_items, size_bytes), self._windows)
         permit = next(self._permits)
         store = self._store
         try:
@@ -131,15 +125,15 @@ class Limits:
                 return _FREE
             store, verdict = self._embedded, self._embedded.take_now(takes)
         shares = [
-            Share(c.unit, c.limit, left, c.reset_s(t, left))
-            for c, t, left in zip(counters, takes, verdict.remaining, strict=True)
-            if c.kind is not Kind.PERMITS
+            Share(counter.unit, counter.limit, left, counter.reset_s(take, left))
+            for counter, take, left in zip(applying.counters, takes, verdict.remaining, strict=True)
+            if counter.kind is not Kind.PERMITS
         ]
         if shares:
             context.headers.update(headers_of(shares))
-        if verdict.refused is not None:
-            raise self._refusal(counters[verdict.refused], takes[verdict.refused], verdict, context)
-        return _Granted(self, store, permit, model, size_bytes, tuple(zip(counters, takes, strict=True)))
+        if (refused := verdict.refused) is not None:
+            raise self._refusal(applying.counters[refused], takes[refused], verdict, context)
+        return _Granted(self, store, permit, model, size_bytes, applying, takes)
 
     def learn(self, model: str, size_bytes: int, n_tokens: int) -> None:
         """Take note of how many bytes of input a token of this model was."""
@@ -164,12 +158,12 @@ class Limits:
         message = f"limit {counter.rule!r} is used up: {counter.says}; try again in {wait_s:.3g} s"
         return RateLimited(message, retry_after_s=wait_s, **details)
 
-    def _counters(self, context: Context, plan: Plan, model: str) -> tuple[Counter, ...]:
+    def _applying(self, context: Context, plan: Plan, model: str) -> Applying:
         principal = context.principal
         who = (principal.name, principal.credential, plan.asked, model)
         known = self._matches.get(who)
         if known is None:
-            known = tuple(counters_for(self._config.rules, principal, plan.asked, plan.primary))
+            known = Applying(counters_for(self._config.rules, principal, plan.asked, plan.primary))
             if len(self._matches) >= _MAX_MATCHES:
                 self._matches.clear()
             self._matches[who] = known
@@ -202,8 +196,3 @@ class _Broken:
 
 
 _FREE = _Free()
-
-
-def _with_cost(take: Take, cost: float) -> Take:
-    key, kind, limit, _, per_s, ends_in_s = take
-    return Take(key, kind, limit, cost, per_s, ends_in_s)

@@ -31,7 +31,7 @@ _MAX_LINES = 1000  # rendered at a time
 _CLOSE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     """What is kept of a finished request until its line is written."""
 

@@ -79,21 +79,24 @@ class Routes:
         """Return the targets that can serve; where none can, those that are known, and they say why."""
         known: dict[str, ModelStatus] = {}
         first: ServeError | None = None
+        is_down = False  # one at least
         for target in alias.models:
             try:
-                known[target] = self._names.model(target)
+                known[target] = model = self._names.model(target)
             except ServeError as exc:
                 first = first or exc
-        servable = {target: model for target, model in known.items() if model.is_servable}
+            else:
+                is_down = is_down or not model.is_servable
         if not known and first is not None:
             raise first
+        servable = {target: model for target, model in known.items() if model.is_servable} if is_down else known
         return servable or known
 
     def _fallback(self, asked: str, model: ModelStatus) -> Fallback | None:
         if not self._fallbacks:
             return None
-        names = (asked, model.key, model.name)
-        return next((self._fallbacks[name] for name in names if name in self._fallbacks), None)
+        get = self._fallbacks.get
+        return get(asked) or get(model.key) or get(model.name)
 
 
 def choose(weights: Mapping[str, float], salt: str, key: str) -> str:

@@ -3,6 +3,7 @@
 Part of `EndpointConfig` (`config.py`); each block is read by the policy of its name.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -59,7 +60,7 @@ class Alias(Strict):
             raise ValueError("at least one target needs a weight above 0")
         return targets
 
-    @property
+    @cached_property
     def models(self) -> tuple[str, ...]:
         """The targets with a weight, the heaviest first."""
         ordered = sorted(self.targets.items(), key=lambda item: -item[1])

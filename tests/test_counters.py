@@ -77,7 +77,7 @@ def test_all_or_none_is_taken() -> None:
     verdict = store.take_now([rate(3), window(6)])
     assert verdict.refused == 1
     assert math.isinf(verdict.wait_s)
-    assert store.take_now([rate(5), window(5)]).remaining == (0.0, 0.0)
+    assert store.take_now([rate(5), window(5)]).remaining == [0.0, 0.0]
     refused = store.take_now([rate(0), window(1)])
     assert (refused.refused, refused.wait_s) == (1, 30.0)
 

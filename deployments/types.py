@@ -121,19 +121,13 @@ class InferRequest:
     @property
     def n_items(self) -> int:
         """Rows of the largest input: what batching and limits count."""
-        most = 0
-        for array in self.inputs.values():  # a loop: asked several times a request
-            rows = array.shape[0] if array.ndim else 1
-            most = rows if rows > most else most
-        return most
+        sizes = [a.shape[0] if a.ndim else 1 for a in self.inputs.values()]
+        return sizes[0] if len(sizes) == 1 else max(sizes, default=0)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all inputs, about as many as they take on the wire."""
-        size = 0
-        for array in self.inputs.values():
-            size += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
-        return size
+        return sum(sum(map(len, a.flat)) if a.dtype.hasobject else a.nbytes for a in self.inputs.values())
 
     def with_timeout(self, timeout_s: float) -> "InferRequest":
         """Return the same request with another time left."""

@@ -3,14 +3,14 @@
 A layer of `gateway.py`, which also asks it for a place for each stream. A model has at most `max_requests` here at
 once; a request that would wait longer than its own deadline is turned away at once instead of after it. `Retry-After`
 is what waits divided by how fast it is worked off, measured while the model is busy: throughput says nothing of
-capacity while nobody waits.
+capacity while nobody waits. Who left, was late or was refused further on has not been worked off.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deployments.errors import Overloaded
+from deployments.errors import Overloaded, ServeError
 from deployments.types import MONOTONIC, Clock, InferResult
 from serve_app.config import EndpointConfig
 from serve_app.policies import Answer, Work
@@ -27,20 +27,20 @@ _LOW, _HIGH = 0.8, 1.1
 
 
 class Compartment:
-    """One model's requests in flight, and how fast they end while it is busy."""
+    """One model's requests in flight, and how fast they are answered while it is busy."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._busy_since: float | None = None
-        self._ended = 0.0  # requests ended since then, fading
-        self._ended_at = 0.0
-        self._n_ended = 0  # since then, all of them
+        self._answered = 0.0  # requests since then, fading
+        self._answered_at = 0.0
+        self._n_answered = 0  # since then, all of them
         self.n_requests = 0
 
     @property
     def wait_s(self) -> float | None:
         """Seconds until what is here now is done; None while it is not known."""
-        if self._busy_since is None or self._n_ended < _FEW:
+        if self._busy_since is None or self._n_answered < _FEW:
             return None
         now = self._clock()
         busy_s = now - self._busy_since
@@ -53,21 +53,21 @@ class Compartment:
         """Take a place."""
         self.n_requests += 1
         if self._busy_since is None and self.n_requests >= BUSY:
-            self._busy_since = self._ended_at = self._clock()
-            self._ended, self._n_ended = 0.0, 0
+            self._busy_since = self._answered_at = self._clock()
+            self._answered, self._n_answered = 0.0, 0
 
-    def leave(self) -> None:
+    def leave(self, *, is_answered: bool) -> None:
         """Give a place back."""
         self.n_requests -= 1
         if self.n_requests < BUSY // 2:
             self._busy_since = None
-        elif self._busy_since is not None:
+        elif is_answered and self._busy_since is not None:
             now = self._clock()
-            self._ended, self._ended_at = self._faded(now) + 1, now
-            self._n_ended += 1
+            self._answered, self._answered_at = self._faded(now) + 1, now
+            self._n_answered += 1
 
     def _faded(self, now: float) -> float:
-        return self._ended * math.exp((self._ended_at - now) / _FADE_S)
+        return self._answered * math.exp((self._answered_at - now) / _FADE_S)
 
 
 class Bulkheads:
@@ -88,11 +88,16 @@ class Bulkheads:
         if self._settings is None:
             return await compute(work)
         key = work.plan.primary.key
-        here = self._enter(key, work, self._settings)
+        here, is_answered = self._enter(key, work, self._settings), False
         try:
-            return await compute(work)
+            result = await compute(work)
+            is_answered = True
+        except ServeError as exc:
+            is_answered = not exc.retryable  # what was wrong with it took its time as well
+            raise
         finally:
-            self._leave(key, here)
+            self._leave(key, here, is_answered=is_answered)
+        return result
 
     @contextmanager
     def hold(self, work: Work) -> Iterator[None]:
@@ -105,11 +110,12 @@ class Bulkheads:
             yield
             return
         key = work.plan.primary.key
-        here = self._enter(key, work, self._settings)
+        here, is_answered = self._enter(key, work, self._settings), False
         try:
             yield
+            is_answered = True
         finally:
-            self._leave(key, here)
+            self._leave(key, here, is_answered=is_answered)
 
     def _enter(self, key: str, work: Work, settings: Bulkhead) -> Compartment:
         here = self._compartments.get(key)
@@ -119,8 +125,8 @@ class Bulkheads:
         here.enter()
         return here
 
-    def _leave(self, key: str, here: Compartment) -> None:
-        here.leave()
+    def _leave(self, key: str, here: Compartment, *, is_answered: bool) -> None:
+        here.leave(is_answered=is_answered)
         if not here.n_requests:
             self._compartments.pop(key, None)
 

@@ -13,6 +13,7 @@ from deployments.errors import HeadersTooLarge, InvalidInput
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 2**10
 TIMEOUT = "x-request-timeout-seconds"
+OUR_TIMEOUT = "x-model-endpoint-timeout-seconds"  # the same, after `front.py` has hidden it from Serve
 # The first would keep work running for a client that has left; the second is how Serve marks calls between replicas.
 _FORBIDDEN = ("x-request-disconnect-disabled", "serve_multiplexed_model_id", "serve-multiplexed-model-id")
 # Two of these, and a proxy in front may have looked at the other one.
@@ -23,10 +24,12 @@ _SINGLE = frozenset(
         b"content-length",
         b"content-encoding",
         b"content-type",
-        b"x-request-timeout-seconds",
+        TIMEOUT.encode(),
+        OUR_TIMEOUT.encode(),
     )
 )
-# Serve ends the request itself at that time, with a bare 408: our 504 in the protocol's own envelope has to be earlier.
+# Where Serve sees the header, it ends the request itself with a bare 408: our 504 in the protocol's envelope has to be
+# earlier, which it is unless the loop is late by more than that.
 _AHEAD, _AHEAD_S = 0.2, 0.05
 
 
@@ -58,7 +61,12 @@ def check_head(raw: Iterable[tuple[bytes, bytes]]) -> Head:
     for name in _FORBIDDEN:
         if name in headers:
             raise InvalidInput(f"{name}: is not allowed; leave the header out", field=name)
-    return Head(headers, _time_limit(headers[TIMEOUT]) if TIMEOUT in headers else None)
+    if OUR_TIMEOUT in headers:
+        return Head(headers, _time_limit(headers[OUR_TIMEOUT]))
+    if TIMEOUT not in headers:
+        return Head(headers, None)
+    limit_s = _time_limit(headers[TIMEOUT])
+    return Head(headers, limit_s - min(limit_s * _AHEAD, _AHEAD_S))
 
 
 def _time_limit(text: str) -> float:
@@ -68,4 +76,4 @@ def _time_limit(text: str) -> float:
         limit_s = math.nan
     if not (math.isfinite(limit_s) and limit_s > 0):
         raise InvalidInput(f"{TIMEOUT}: must be a number of seconds above 0", field=TIMEOUT)
-    return limit_s - min(limit_s * _AHEAD, _AHEAD_S)
+    return limit_s

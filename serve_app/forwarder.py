@@ -89,7 +89,7 @@ class Forwarder:
             # Not at once: on a busy loop others have arrived in this very round, and may share the call.
             lane.is_called = True
             asyncio.get_running_loop().call_soon(self._pump, lane)
-        alarm = self._alarms.set(deadline, partial(_expire, entry, target.key))
+        alarm = self._alarms.set(deadline, partial(_expire, entry, lane))
         try:
             return await entry.future
         finally:
@@ -242,6 +242,7 @@ class Forwarder:
         return call
 
 
-def _expire(entry: Waiting, model: str) -> None:
+def _expire(entry: Waiting, lane: Lane) -> None:
     entry.is_late = True
-    entry.resolve(DeadlineExceeded(f"no answer from model {model!r} in time"))
+    late = DeadlineExceeded(f"no answer from model {lane.target.key!r} in time")
+    entry.resolve(late.after(wait_s) if (wait_s := lane.wait_s) else late)

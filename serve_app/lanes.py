@@ -181,6 +181,11 @@ class Lane:
         """Seconds between answers while there is work; 0.0 while it is not known."""
         return self._answered_s / self._answered if self._answered >= _FEW else 0.0
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds until all that is here now is answered; 0.0 while it is not known."""
+        return self.n_open * self._s_per_request
+
     def _hold(self) -> None:
         if self.target.max_held and self.n_open >= self.target.max_held:
             reason = f"it is being loaded, and {self.n_open} requests wait for it already"
@@ -188,12 +193,13 @@ class Lane:
             raise ModelLoading(f"model {self.target.key!r}: {reason}", reason=reason, retry_after_s=wait_s)
 
     def _admit(self, place: Place, left_s: float) -> None:
-        s_per_request = self._s_per_request
-        if 0 < left_s < len(self.waiting) * s_per_request:
-            ahead_s = sum(entry.place.rank <= place.rank for entry in self.waiting) * s_per_request
+        if 0 < left_s < self.wait_s:
+            still = [entry.place.rank for entry in self.waiting if not entry.future.done()]
+            n_on_board = self.n_open - len(still)
+            ahead_s = (n_on_board + sum(rank <= place.rank for rank in still)) * self._s_per_request
             if ahead_s > left_s:
                 raise Overloaded(
-                    f"what waits for model {self.target.key!r} takes {ahead_s:.3g} s, the request has {left_s:.3g} s",
+                    f"what goes before it to {self.target.key!r} takes {ahead_s:.3g} s, the request has {left_s:.3g} s",
                     retry_after_s=round(ahead_s - left_s, 3),
                 )
         if len(self.waiting) < MAX_WAITING:

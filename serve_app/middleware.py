@@ -13,6 +13,7 @@ from typing import TypeAlias
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import BodyTooLarge
+from deployments.logs import Line, write_lines
 from deployments.types import MONOTONIC, Clock
 from serve_app.compression import MIN_BYTES, accepted, encoding_of, pack, unpack
 
@@ -50,22 +51,22 @@ class TrailingSlash:
         await self._app(scope, receive, send)
 
 
-class Lines:
-    """Writes lines of the access log: one that comes alone at once, those of a busy tenth of a second as one record.
+class Gathered:
+    """Lines of the access log: one that comes alone is written at once, those of a busy tenth of a second together.
 
-    A record costs some 60 µs on its way through `logging` and Serve's handlers, however little it says.
+    What `logging` and Serve's handlers do for a record costs some 60 µs, however little it says.
     """
 
     def __init__(self) -> None:
-        self._gathered: list[str] = []
+        self._waiting: list[Line] = []
         self._is_busy = False
 
-    def add(self, line: str) -> None:
+    def add(self, line: Line) -> None:
         """Write a line, now or soon."""
         if self._is_busy:
-            self._gathered.append(line)
+            self._waiting.append(line)
             return
-        ACCESS.info("%s", line)
+        write_lines(ACCESS, [line])
         self._wait()
 
     def _wait(self) -> None:
@@ -74,9 +75,9 @@ class Lines:
 
     def _write(self) -> None:
         self._is_busy = False
-        if self._gathered:
-            ACCESS.info("%s", "\n".join(self._gathered))
-            self._gathered.clear()
+        if self._waiting:
+            write_lines(ACCESS, self._waiting)
+            self._waiting.clear()
             self._wait()
 
 
@@ -91,7 +92,7 @@ class AccessLog:
         self._app = app
         self._observe = observe
         self._clock = clock
-        self._lines = Lines()
+        self._lines = Gathered()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, then count and log it."""
@@ -120,7 +121,8 @@ class AccessLog:
         self._observe(method, scope.get(ROUTE, UNMATCHED), status, seconds)
         if ACCESS.isEnabledFor(logging.INFO):
             path = scope["path"] if scope["path"].isprintable() else ascii(scope["path"])
-            self._lines.add(f"{method} {path} {status} {seconds * 1e3:.1f}ms {scope[REQUEST_ID]}")
+            request_id = scope[REQUEST_ID]
+            self._lines.add(Line(f"{method} {path} {status} {seconds * 1e3:.1f}ms {request_id}", request_id))
 
 
 class BodyLimit:

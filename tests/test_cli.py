@@ -96,6 +96,7 @@ def test_a_ready_endpoint_exits_0_and_shows_its_models(serve: Serve, capsys: pyt
         "flag: RAY_SERVE_ENABLE_HA_PROXY=1",
         "flag: RAY_SERVE_THROUGHPUT_OPTIMIZED=1",
         "flag: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=(not set)",
+        "flag: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=(not set)",
         "flag: RAY_AUTH_MODE=token",
         "model: minilm:1  READY        feature-extraction  pinned  90.0 MiB",
     ]

@@ -463,9 +463,23 @@ async def test_request_that_cannot_be_answered_in_time_is_refused_with_the_wait(
     await settle()
     with pytest.raises(Overloaded) as caught:
         await forwarder.forward(MINILM, request("late"), clock.now + 4.0)
-    assert caught.value.retry_after_s == pytest.approx(6.0)
+    assert caught.value.retry_after_s == pytest.approx(sum(NEEDED) + 10 - 4.0)  # on board, waiting; a second each
     pool.gate.set()
     await asyncio.gather(*waiting)
+
+
+async def test_who_was_late_is_told_how_long_what_is_here_still_takes() -> None:
+    pool, clock = Pool(), Clock()
+    forwarder = Forwarder(pool.send, clock)
+    quick, pool.chunks = pool.chunks, one_a_second(pool, clock)  # type: ignore[method-assign,assignment]
+    await asyncio.gather(*(forwarder.forward(MINILM, request(str(i)), NEVER) for i in range(10)))
+    pool.chunks = quick  # type: ignore[method-assign]
+    late = asyncio.create_task(forwarder.forward(MINILM, request("late"), clock.now + 0.01))
+    await busy(pool, forwarder)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await late
+    assert caught.value.retry_after_s == pytest.approx(pool_size := sum(NEEDED), abs=1), pool_size
+    pool.gate.set()
 
 
 def one_a_second(pool: Pool, clock: Clock) -> Callable[[Call], Iterator[list[tuple[int, Outcome]]]]:

@@ -30,6 +30,7 @@ ROOMS = {
     "transformers": ("deployments/engines/*.py",),
     "tokenizers": ("deployments/engines/*.py",),
     "starlette": (
+        "serve_app/front.py",
         "serve_app/http.py",
         "serve_app/streaming.py",
         "serve_app/middleware.py",

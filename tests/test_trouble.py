@@ -378,6 +378,43 @@ async def test_a_quiet_models_throughput_says_nothing_of_its_capacity() -> None:
     await rooms.aclose()
 
 
+async def busy_for(rooms: Rooms, seconds: int, answered: int, late: int) -> None:
+    """Keep 40 requests waiting while each second some are answered and some pass their deadline."""
+    for _ in range(40):
+        rooms.start(time_s=3600)
+    await settle()
+    for _ in range(seconds):
+        rooms.clock.now += 1.0
+        await rooms.finish(answered)
+        rooms.pool.error = DeadlineExceeded("no answer in time")
+        await rooms.finish(late)
+        rooms.pool.error = None
+        for _ in range(answered + late):
+            rooms.start(time_s=3600)
+        await settle()
+
+
+async def test_who_came_too_late_was_not_answered() -> None:
+    """8 a second are answered and 20 give up: a request with 2 s would be late, with 30 s it would not."""
+    rooms = Rooms(max_requests=100)
+    await busy_for(rooms, 3, answered=8, late=20)
+    error = await rooms.outcome(time_s=2.0)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == pytest.approx(5.0, rel=0.3)
+    assert await rooms.outcome(time_s=30.0) is None
+    await rooms.finish(len(rooms.gates))
+    await asyncio.gather(*rooms.tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("answered", "is_refused"), [(7, False), (8, True)])
+async def test_a_few_answers_are_no_measure(answered: int, is_refused: bool) -> None:
+    """Seven cold answers in a first second say nothing; the eighth makes it a rate: 40 wait, 8 a second."""
+    rooms = Rooms(max_requests=100)
+    await busy_for(rooms, 1, answered=answered, late=0)
+    assert (await rooms.outcome(time_s=2.0) is not None) is is_refused
+    await rooms.aclose()
+
+
 async def test_what_was_measured_is_forgotten_when_it_is_quiet_again() -> None:
     rooms = Rooms(max_requests=BUSY * 2)
     for _ in range(BUSY * 2):

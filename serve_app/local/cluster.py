@@ -17,6 +17,7 @@ from serve_app.local.processes import MARK, Leader
 
 LOOPBACK = "127.0.0.1"
 REPLICA_MESSAGE_BYTES = 256 * 1024**2
+FRONT = "serve_app.front.middlewares"
 # Set for another cluster, by hand or by `make env`, each of these would lead our processes there.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")
 
@@ -114,6 +115,7 @@ class Cluster:
         env |= self._serve_env()
         env |= {
             MARK: str(self.state_dir),
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
             # One node has nowhere to drain to: Ray would wait these seconds in vain at every stop.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "AUTOSCALER_METRIC_PORT": str(self.port(Port.AUTOSCALER_METRICS)),

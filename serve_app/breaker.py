@@ -3,7 +3,8 @@
     closed ─ too many failures ─▶ open ─ `open_s` later ─▶ trying: one request ─ it succeeds ─▶ closed
                                    ▲───── it fails: twice as long ──────┘
 
-A layer of `gateway.py`; a circuit a model. What counts is what is the model's fault and not one caller's: a wrong
+A layer of `gateway.py`; a circuit a model. A stream works once it has begun, and counts as failed instead if it breaks
+later. What counts is what is the model's fault and not one caller's: a wrong
 request, a deadline shorter than the model's own and a full queue count for nothing, and an input that the model fails
 on counts only while it fails on everybody's.
 """
@@ -20,7 +21,7 @@ from deployments.errors import (
     PoolUnavailable,
     ServeError,
 )
-from deployments.types import MONOTONIC, Clock, InferResult
+from deployments.types import MONOTONIC, Clock, InferResult, ModelStatus
 from serve_app.config import EndpointConfig
 from serve_app.policies import Answer, Work
 from serve_app.traffic_config import Breaker
@@ -71,6 +72,12 @@ class Circuit:
         if is_try:
             self._tried(verdict)
         elif self.state is State.CLOSED and verdict is not Verdict.NOTHING:
+            self._count(verdict)
+
+    def broke(self, verdict: Verdict) -> None:
+        """Count the end of a stream that had begun well, and counted so."""
+        if self.state is State.CLOSED and verdict is not Verdict.NOTHING:
+            self._works = max(self._works - 1.0, 0.0)
             self._count(verdict)
 
     def _tried(self, verdict: Verdict) -> None:
@@ -154,6 +161,16 @@ class Breakers:
             if circuit.state is not before:
                 self._metrics.breaker(model, circuit.state.value, is_opened=circuit.state is State.OPEN)
         return result
+
+    def broke(self, model: ModelStatus, exc: ServeError) -> None:
+        """Count an answer that ended in an error after it had begun; a long one that met its deadline is no fault."""
+        circuit = self._circuits.get(model.key)
+        if circuit is None:
+            return
+        before = circuit.state
+        circuit.broke(judge(exc, is_patient=False))
+        if circuit.state is not before:
+            self._metrics.breaker(model, circuit.state.value, is_opened=True)
 
     def _is_patient(self, work: Work, given_s: float) -> bool:
         """Return whether the request gave its model all the time that the operator does."""

@@ -44,6 +44,7 @@ class Context:
     model: str = ""
     version: str = ""
     arm: str = ""
+    fallback: str = ""  # who stood in for the model asked: its key, or `static`
     code: str = CANCELLED
     status: int = 499
     usage: Usage = field(default_factory=Usage)
@@ -56,8 +57,13 @@ class Context:
         """Say how the request ended."""
         self.status, self.code = status, code
 
+    def answered_by(self, result: InferResult) -> None:
+        """Take who gave the answer: another model than the one asked may have stood in."""
+        self.model, self.version = result.model, result.version
+
     def answered(self, result: InferResult) -> None:
-        """Take what the answer says of its cost and its way."""
+        """Take what the answer says of its giver, its cost and its way."""
+        self.answered_by(result)
         self.result = result
         self.took(result.usage, result.timings)
 

@@ -91,7 +91,7 @@ class FallbackChain:
         return replace(work, deadline=min(work.deadline, self._clock() + fallback.after_s))
 
     def _mark(self, work: Work, by: str, cause: ServeError) -> None:
-        work.context.headers["x-fallback"] = by
+        work.context.fallback = work.context.headers["x-fallback"] = by
         self._metrics.fallback(work.plan.primary, by, cause.code)
 
 

@@ -70,7 +70,7 @@ class Gateway:
         self._answer: Answer = self._forward
         for layer in reversed(self._policies.layers):
             self._answer = partial(layer.answer, compute=self._answer)
-        self._opening = Opening(self._policies.openings, self._pieces, clock)
+        self._opening = Opening(self._policies.openings, self._pieces, clock, self._policies.breaks)
 
     def configure(self, config: EndpointConfig) -> None:
         """Apply the endpoint's user_config, to all policies as well."""

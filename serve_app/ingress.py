@@ -79,6 +79,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
             layers=(fallback, ResponseCache(self._metrics.traffic), bulkheads, retry, breakers),
             openings=(fallback, retry, breakers),
             room=bulkheads,
+            breaks=breakers,
             observers=(self._shadows,),
             log=self._log,
         )

@@ -200,7 +200,7 @@ class Lane:
             if ahead_s > left_s:
                 raise Overloaded(
                     f"what goes before it to {self.target.key!r} takes {ahead_s:.3g} s, the request has {left_s:.3g} s",
-                    retry_after_s=round(ahead_s - left_s, 3),
+                    retry_after_s=round(max(ahead_s - left_s, 0.05), 3),
                 )
         if len(self.waiting) < MAX_WAITING:
             return

@@ -1,7 +1,7 @@
 """The first piece of a streamed answer, had through the layers that may ask again: fallback, retry, breaker.
 
 Until it is here nothing has been said, and a stream is asked for as any answer is; from then on it is as it comes, and
-nothing is asked for twice. Used by `gateway.py`.
+nothing is asked for twice; only the breaker is told if it breaks off. Used by `gateway.py`.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from deployments.chunks import Chunk, Finish
-from deployments.errors import DeadlineExceeded, EngineFailure
-from deployments.types import MONOTONIC, Clock, InferResult
-from serve_app.policies import Answer, Layer, Work
+from deployments.errors import DeadlineExceeded, EngineFailure, ServeError
+from deployments.types import MONOTONIC, Clock, InferResult, ModelStatus
+from serve_app.policies import Answer, Breaks, Layer, Work
 from serve_app.streams import Stream
 
 
@@ -21,6 +21,7 @@ from serve_app.streams import Stream
 class Begun(InferResult):
     """A stream that has begun, on its way back through the layers as if it were an answer."""
 
+    by: ModelStatus | None = None
     first: Sequence[Chunk] = ()
     rest: AsyncGenerator[Sequence[Chunk], None] | None = None
 
@@ -28,10 +29,17 @@ class Begun(InferResult):
 class Opening:
     """Opens streams with `pieces`, through `layers`."""
 
-    def __init__(self, layers: Sequence[Layer], pieces: Callable[[Work], Stream], clock: Clock = MONOTONIC) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        pieces: Callable[[Work], Stream],
+        clock: Clock = MONOTONIC,
+        breaks: Breaks | None = None,
+    ) -> None:
         self._layers = layers
         self._pieces = pieces
         self._clock = clock
+        self._breaks = breaks
 
     async def stream(self, work: Work) -> Stream:
         """Yield the answer of the first that begins one. Raises ServeError."""
@@ -39,14 +47,20 @@ class Opening:
         for layer in reversed(self._layers):
             answer = partial(layer.answer, compute=answer)
         result = await answer(work)
+        work.context.answered_by(result)
         if not isinstance(result, Begun):  # the fixed answer of a fallback
             yield _spoken(result)
             return
         assert result.rest is not None  # noqa: S101 - narrows for mypy
         async with aclosing(result.rest) as rest:
             yield result.first
-            async for ready in rest:
-                yield ready
+            try:
+                async for ready in rest:
+                    yield ready
+            except ServeError as exc:
+                if self._breaks is not None and result.by is not None:
+                    self._breaks.broke(result.by, exc)
+                raise
 
     async def _begin(self, work: Work, deadline: float) -> InferResult:
         """Wait for a first piece until the deadline of `work`; the stream itself may last until `deadline`."""
@@ -63,7 +77,7 @@ class Opening:
         if first is None:
             raise EngineFailure("the model ended before it began", reason="no piece")
         model = work.plan.primary
-        return Begun(model.name, model.version, {}, first=first, rest=pieces)
+        return Begun(model.name, model.version, {}, by=model, first=first, rest=pieces)
 
 
 def _spoken(result: InferResult) -> list[Chunk]:

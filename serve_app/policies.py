@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from deployments.types import InferRequest, InferResult
+from deployments.errors import ServeError
+from deployments.types import InferRequest, InferResult, ModelStatus
 from serve_app.config import EndpointConfig
 from serve_app.context import Context
 from serve_app.principals import Principal
@@ -76,6 +77,13 @@ class Layer(Protocol):
         """Return the answer, with `compute` (the next layer, at last the forwarder) called as often as it takes."""
 
 
+class Breaks(Protocol):
+    """Who is told of streams that break off after they have begun (`breaker.py`)."""
+
+    def broke(self, model: ModelStatus, exc: ServeError) -> None:
+        """Take note of one. Must not raise."""
+
+
 class Room(Protocol):
     """How many of a model may be here at once (`bulkhead.py`): for streams, which pass no layer."""
 
@@ -113,6 +121,7 @@ class Policies:
     layers: tuple[Layer, ...] = ()
     openings: tuple[Layer, ...] = ()  # those of the layers that a stream passes until its first piece
     room: Room | None = None
+    breaks: Breaks | None = None
     observers: tuple[Observer, ...] = ()
     log: Log | None = None
 

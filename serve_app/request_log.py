@@ -194,6 +194,7 @@ def _facts(context: Context) -> dict[str, Any]:
         "model": context.model,
         "version": context.version,
         "arm": context.arm,
+        "fallback": context.fallback,
         "status": context.status,
         "code": context.code,
     }

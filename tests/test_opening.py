@@ -43,10 +43,11 @@ class Case:
         config = EndpointConfig(
             retries=Retries(max_attempts=3, backoff_s=0.001), breaker=Breaker(min_requests=3, open_s=60)
         )
-        layers = (FallbackChain(registry, traffic), Retry(traffic), Breakers(traffic))
+        breakers = Breakers(traffic)
+        layers = (FallbackChain(registry, traffic), Retry(traffic), breakers)
         for layer in layers:
             layer.configure(config)
-        self.opening = Opening(layers, self.pieces, lambda: asyncio.get_running_loop().time())
+        self.opening = Opening(layers, self.pieces, lambda: asyncio.get_running_loop().time(), breakers)
 
     async def pieces(self, work: Work) -> AsyncGenerator[Sequence[Chunk], None]:
         name = work.plan.primary.name
@@ -98,7 +99,8 @@ async def test_another_model_stands_in_and_the_answer_says_so() -> None:
     case.early = [ModelUnavailable("cannot be loaded", reason="x")]
     assert await case.said() == "ab"
     assert case.asked == ["m", "n"]
-    assert case.context.headers["x-fallback"] == "n:1"
+    assert case.context.headers["x-fallback"] == case.context.fallback == "n:1"
+    assert (case.context.model, case.context.version) == ("n", "1")
 
 
 async def test_a_slow_first_token_calls_for_another_and_a_long_stream_does_not() -> None:
@@ -125,6 +127,34 @@ async def test_a_model_that_keeps_failing_is_left_alone() -> None:
     with pytest.raises(CircuitOpen):
         await case.said()
     assert len(case.asked) == 3
+
+
+@pytest.mark.parametrize(("error", "is_left_alone"), [(PoolUnavailable, True), (DeadlineExceeded, False)])
+async def test_streams_that_break_off_count_as_failed(error: type[ServeError], is_left_alone: bool) -> None:
+    """Though each had begun well; one that only ran out of its own time is no fault of the model."""
+    case = Case()
+    case.late = error("broke off")
+    for _ in range(3):
+        with pytest.raises(error):
+            await case.said()
+    case.late = None
+    if is_left_alone:
+        with pytest.raises(CircuitOpen):
+            await case.said()
+    else:
+        assert await case.said() == "ab"
+
+
+async def test_streams_that_work_outweigh_a_few_that_break_off() -> None:
+    case = Case()
+    for _ in range(6):
+        assert await case.said() == "ab"
+    case.late = PoolUnavailable("broke off")
+    for _ in range(3):
+        with pytest.raises(PoolUnavailable):
+            await case.said()
+    case.late = None
+    assert await case.said() == "ab"
 
 
 async def test_a_client_that_leaves_before_the_first_piece_closes_the_stream() -> None:

@@ -81,6 +81,7 @@ def test_a_line_says_who_asked_what_and_how_it_went(case: Case) -> None:
         "model": "minilm",
         "version": "3",
         "arm": "canary",
+        "fallback": "",
         "status": 200,
         "code": "ok",
         "phases": {"load_ms": 0.0, "prepare_ms": 0.0, "queue_ms": 0.0, "run_ms": 12.5},

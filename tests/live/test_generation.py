@@ -1,8 +1,11 @@
 """Generation through the whole of it: a tiny model behind every streaming door, clients that leave; one real model."""
 
 import asyncio
+import json
+import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,35 @@ def endpoint(cluster: Live, tmp_path_factory: pytest.TempPathFactory) -> Live:
         "pinned": True,
         "timeout_s": 60,
     }
-    cluster.deploy(config(entry | {"options": {"cache_bytes": "4MiB"}}, pool={"max_ongoing_requests": 256}))
+    entry["options"] = {"cache_bytes": "4MiB"}
+    broken = shutil.copytree(folder, folder.parent / "broken")
+    broken.joinpath("model.safetensors").write_bytes(b"no weights")
+    bad = [entry | {"name": name, "source": {"path": str(broken)}, "pinned": False} for name in ("dead", "deadest")]
+    parsed = config(entry, *bad, pool={"max_ongoing_requests": 256})
+    parsed["applications"][0]["deployments"][0]["user_config"] |= {
+        "fallbacks": {"dead": {"to": ["tiny"]}},
+        "breaker": {"min_requests": 3, "open_s": 60, "max_open_s": 60},
+        "request_log": {"url": str(folder.parent / "log"), "flush_s": 0.2},
+    }
+    cluster.deploy(parsed)
     return cluster
+
+
+@pytest.fixture
+def log(endpoint: Live, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Return what finds a request's line in the request log."""
+    (folder,) = tmp_path_factory.getbasetemp().glob("models*/log")
+
+    def find(request_id: str) -> dict[str, Any]:
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            lines = [json.loads(line) for file in folder.glob("*.jsonl*") for line in file.read_text().splitlines()]
+            if found := [line for line in lines if line["request_id"] == request_id]:
+                return found[0]
+            time.sleep(0.2)
+        raise AssertionError(f"no line of {request_id}")
+
+    return find
 
 
 @pytest.fixture
@@ -77,6 +107,40 @@ def test_errors_before_the_first_token_have_their_status(endpoint: Live, http: h
         api(endpoint).completions.create(model="tiny", prompt="a", max_tokens=100_000, stream=True)
     with pytest.raises(openai.NotFoundError):
         api(endpoint).completions.create(model="tinny", prompt="a", stream=True)
+
+
+def test_another_model_speaks_for_one_that_cannot_begin(
+    endpoint: Live, http: httpx.Client, log: Callable[[str], dict[str, Any]]
+) -> None:
+    wish = {"prompt": "a", "max_tokens": 8, "temperature": 0, "stream": True}
+    with http.stream("POST", "/v1/completions", json=wish | {"model": "tiny"}) as own:
+        expected = said(own)
+    with http.stream("POST", "/v1/completions", json=wish | {"model": "dead"}) as answer:
+        assert answer.headers["x-fallback"] == "tiny:1"
+        assert said(answer) == expected
+    line = log(answer.headers["x-request-id"])
+    assert (line["model"], line["version"], line["fallback"], line["code"]) == ("tiny", "1", "tiny:1", "ok")
+    assert line["n_tokens"] > 0
+    page = http.get("/metrics").text
+    assert re.search(r'^model_endpoint_fallbacks_total\{.*by="tiny:1".*model="dead".*\} [1-9]', page, re.MULTILINE)
+
+
+def said(answer: httpx.Response) -> str:
+    events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: {")]
+    return "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
+
+
+def test_streams_that_cannot_begin_open_the_circuit(http: httpx.Client, log: Callable[[str], dict[str, Any]]) -> None:
+    wish = {"model": "deadest", "prompt": "a", "max_tokens": 4, "stream": True}
+    answers = [http.post("/v1/completions", json=wish) for _ in range(5)]
+    assert {answer.status_code for answer in answers} == {503}
+    codes = [answer.json()["error"]["code"] for answer in answers]
+    assert codes[0] == "model_unavailable"
+    assert codes[-1] == "circuit_open"
+    assert int(answers[-1].headers["retry-after"]) >= 1
+    assert log(answers[-1].headers["x-request-id"])["code"] == "circuit_open"
+    page = http.get("/metrics").text
+    assert re.search(r'^model_endpoint_breaker_opened_total\{.*model="deadest".*\} 1', page, re.MULTILINE)
 
 
 def metric(http: httpx.Client, name: str) -> float:

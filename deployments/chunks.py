@@ -59,31 +59,53 @@ class _Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-async def collect(stream: AsyncIterator[Sequence[Chunk]]) -> InferResult:
-    """Return a whole stream as one result: `text`, `finish_reason` and `n_tokens`, a row a sequence.
+class Said:
+    """What a stream has said so far, as one result: `text`, `finish_reason` and `n_tokens`, a row a sequence.
 
     Where log probabilities were asked for there is also `logprobs`, JSON: a list of tokens for each sequence.
     """
-    sequences: dict[int, _Sequence] = {}
-    last: Chunk | None = None
-    async for chunks in stream:
+
+    def __init__(self) -> None:
+        self._sequences: dict[int, _Sequence] = {}
+        self._last: Chunk | None = None
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Take what became ready."""
         for chunk in chunks:
-            last = chunk
-            one = sequences.setdefault(chunk.index, _Sequence())
+            self._last = chunk
+            one = self._sequences.setdefault(chunk.index, _Sequence())
             one.texts.append(chunk.text)
             one.n_tokens += chunk.n_tokens
             one.finish = chunk.finish or one.finish
             one.logprobs.extend(chunk.logprobs)
-    assert last is not None  # noqa: S101 - a stream without an error has chunks
-    rows = [sequences[index] for index in sorted(sequences)]
-    outputs: dict[str, Array] = {
-        "text": text_array(["".join(row.texts) for row in rows]),
-        "finish_reason": text_array([row.finish for row in rows]),
-        "n_tokens": np.array([row.n_tokens for row in rows], np.int64),
-    }
-    if any(row.logprobs for row in rows):
-        outputs["logprobs"] = text_array([orjson.dumps(list(map(logprob_json, row.logprobs))).decode() for row in rows])
-    return InferResult(last.model, last.version, outputs, last.usage or Usage(), last.timings or Timings())
+
+    def result(self) -> InferResult | None:
+        """Return it; None while nothing has been said. Until the last chunk, usage is of what was generated."""
+        last = self._last
+        if last is None:
+            return None
+        rows = [self._sequences[index] for index in sorted(self._sequences)]
+        n_tokens = [row.n_tokens for row in rows]
+        outputs: dict[str, Array] = {
+            "text": text_array(["".join(row.texts) for row in rows]),
+            "finish_reason": text_array([row.finish for row in rows]),
+            "n_tokens": np.array(n_tokens, np.int64),
+        }
+        if any(row.logprobs for row in rows):
+            told = [orjson.dumps(list(map(logprob_json, row.logprobs))).decode() for row in rows]
+            outputs["logprobs"] = text_array(told)
+        usage = last.usage or Usage(n_tokens=sum(n_tokens), n_output_tokens=sum(n_tokens))
+        return InferResult(last.model, last.version, outputs, usage, last.timings or Timings())
+
+
+async def collect(stream: AsyncIterator[Sequence[Chunk]], said: Said | None = None) -> InferResult:
+    """Return a whole stream as one result; `said` has what came of one that breaks off."""
+    said = said or Said()
+    async for chunks in stream:
+        said.add(chunks)
+    result = said.result()
+    assert result is not None  # noqa: S101 - a stream without an error has chunks
+    return result
 
 
 def as_result(chunk: Chunk) -> InferResult:

@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from deployments.chunks import GENERATIVE_TASKS, Chunk, collect
+from deployments.chunks import GENERATIVE_TASKS, Chunk, Said, collect
 from deployments.errors import DeadlineExceeded, InvalidInput, ServeError
 from deployments.statistics import ModelStatistics
 from deployments.tracing import traceparent
-from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Operation, Timings
+from deployments.types import MONOTONIC, Clock, InferRequest, InferResult, ModelStatus, Operation
 from serve_app.access import authorise, permit_action, visible_models
 from serve_app.config import EndpointConfig
 from serve_app.context import CANCELLED, Context
@@ -124,11 +124,15 @@ class Gateway:
         Raises:
             ServeError: before the first piece, or later.
         """
-        async with self._admitted(request, context) as work, self._streamed(work) as pieces:
-            async for ready in pieces:
-                if (usage := ready[-1].usage) is not None:
-                    context.took(usage, ready[-1].timings or Timings())
-                yield ready
+        said = Said()
+        async with self._admitted(request, context) as work:
+            try:
+                async with self._streamed(work) as pieces:
+                    async for ready in pieces:
+                        said.add(ready)
+                        yield ready
+            finally:
+                _charge(context, said)
 
     @asynccontextmanager
     async def _admitted(self, request: InferRequest, context: Context) -> AsyncIterator[Work]:
@@ -206,8 +210,12 @@ class Gateway:
     async def _forward(self, work: Work) -> InferResult:
         if work.plan.primary.task in GENERATIVE_TASKS:
             # A call of its own: it takes long, and its client's going away must stop it at once.
-            async with aclosing(self._pieces(work)) as pieces:
-                return await collect(pieces)
+            said = Said()
+            try:
+                async with aclosing(self._pieces(work)) as pieces:
+                    return await collect(pieces, said)
+            finally:
+                _charge(work.context, said)
         return await self._forwarder.forward(self.models.target(work.plan.primary), work.request, work.deadline)
 
     @asynccontextmanager
@@ -230,6 +238,12 @@ class Gateway:
         if request.timeout_s <= 0:
             raise InvalidInput("timeout must be greater than 0", field="timeout_s")
         return min(request.timeout_s, default_s, self.config.max_timeout_s)
+
+
+def _charge(context: Context, said: Said) -> None:
+    """Note what was generated before limits are settled: it costs its tokens, however its stream ended."""
+    if (result := said.result()) is not None:
+        context.answered(result)
 
 
 def _stamped(request: InferRequest, context: Context) -> InferRequest:

@@ -91,14 +91,14 @@ class Applying:
             made.append(take)
         return made
 
-    def corrections(self, takes: Sequence[Take], n_tokens: float | None) -> list[Take]:
-        """Return what gives the permits of these takes back, and makes tokens what they were (None: as taken)."""
+    def corrections(self, takes: Sequence[Take], n_tokens: float, *, at_least_taken: bool) -> list[Take]:
+        """Return what gives the permits of these takes back, and makes tokens what they were."""
         made: list[Take] = []
         for index, is_permit in self._settled:
             key, kind, limit, cost, per_s, ends_in_s = takes[index]
             if is_permit:
                 made.append(Take(key, kind, limit, -1.0))
-            elif n_tokens is not None:
+            elif n_tokens > cost or (n_tokens < cost and not at_least_taken):
                 made.append(Take(key, kind, limit, n_tokens - cost, per_s, ends_in_s))
         return made
 

@@ -54,12 +54,15 @@ class _Granted:
     takes: Sequence[Take]
 
     def release(self, context: Context, code: str) -> None:
-        """Give permits back, and settle tokens: what they were, or none for a failure; a client who left has paid."""
+        """Give permits back, and settle tokens: what they were, also of an answer that broke off.
+
+        A client who left pays what was estimated at least: it may have left just before the end.
+        """
         n_tokens = context.usage.n_tokens
-        if n_tokens:
+        if n_tokens and code == "ok":
             self.owner.learn(self.model, self.size_bytes, n_tokens)
-        is_known = n_tokens or code != CANCELLED
-        if corrections := self.applying.corrections(self.takes, n_tokens if is_known else None):
+        corrections = self.applying.corrections(self.takes, n_tokens, at_least_taken=code == CANCELLED)
+        if corrections:
             self.store.settle(corrections, self.permit)
 
 

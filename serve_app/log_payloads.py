@@ -13,6 +13,7 @@ from deployments.types import DATATYPES, Array, Datatype, Tensors
 from serve_app.request_log_config import Payloads
 
 REDACTED = "[redacted]"
+_LONGEST_SECRET = 1024  # of what is searched beyond what is shown
 _NUMBER_BYTES = 8  # about what a number takes as text
 
 
@@ -59,12 +60,13 @@ class Shown:
         return values, is_cut, used
 
     def _text(self, value: bytes, limit: int) -> tuple[str, bool]:
-        # NOTE: twice the limit is searched and half of it cut away, so that no half of a secret is left at the end.
-        text = value[: 2 * limit].decode(errors="replace")
+        searched = limit + _LONGEST_SECRET
+        text, is_cut = value[:searched].decode(errors="replace"), len(value) > searched
         for pattern in self._patterns:
             text = pattern.sub(REDACTED, text)
-        is_cut = len(text) > limit or len(value) > 2 * limit
-        return text[:limit], is_cut
+        if is_cut:  # what stands at the end may be half of a secret, which no pattern knows
+            text = text[: max(len(text) - _LONGEST_SECRET, 0)]
+        return text[:limit], is_cut or len(text) > limit
 
 
 def _numbers(values: Array) -> list[Any]:

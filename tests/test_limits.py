@@ -168,6 +168,15 @@ async def test_tokens_are_estimated_then_settled_and_the_estimate_learns() -> No
     assert case.context.headers["x-ratelimit-remaining-tokens"] == "59"
 
 
+@pytest.mark.parametrize("code", ["cancelled", "deadline_exceeded"])
+async def test_an_answer_that_broke_off_costs_what_was_generated(code: str) -> None:
+    """Or else whoever leaves a long answer just before its end would get it for the price of the prompt."""
+    case = Case({"name": "tokens", "tokens": {"per_s": 1, "burst": 100}})
+    case.end(await case.ask(text="x" * 40), n_tokens=70, code=code)
+    await case.ask(text="x" * 4)
+    assert case.context.headers["x-ratelimit-remaining-tokens"] == "29"  # nor is anything learned from it
+
+
 async def test_what_a_request_really_cost_is_owed() -> None:
     case = Case({"name": "tokens", "tokens": {"per_s": 10, "burst": 100}})
     case.end(await case.ask(text="x" * 40), n_tokens=150)

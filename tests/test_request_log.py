@@ -149,6 +149,16 @@ def test_secrets_are_blacked_out_also_where_the_text_is_cut() -> None:
         assert not any(part in text for part in ("1234-", "1234"))
 
 
+@pytest.mark.parametrize("n_secrets", [1, 2, 3, 30, 59])
+def test_no_half_of_a_secret_is_left_at_the_end(n_secrets: int) -> None:
+    """However much shorter the text gets by what is blacked out before."""
+    shown = Shown(Payloads(max_bytes=64, redact=(r"sk-[a-z]{40}END",)))
+    text = ("." * 7 + "sk-" + "a" * 40 + "END") * n_secrets
+    data = shown.tensors({"text": text_array(["." * 61, text, text])})["text"]["data"]
+    assert not any("s" in shown.replace("[redacted]", "") for shown in data)
+    assert len("".join(data)) <= 64
+
+
 def test_what_is_large_is_cut_and_says_so() -> None:
     shown = show({"max_bytes": 80}, x=np.arange(1000.0).reshape(10, 100), y=np.zeros(3))
     assert shown["x"] == {"datatype": "FP64", "shape": [10, 100], "data": [float(n) for n in range(10)], "cut": True}

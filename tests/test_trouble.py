@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -436,6 +437,35 @@ class Streams:
     async def stream(self, target: object, request: InferRequest, deadline: float) -> AsyncGenerator[list[Chunk], None]:
         yield [Chunk("chat", "1", text="a")]
         await self.go_on.wait()
+
+
+async def test_what_was_generated_is_known_however_its_stream_ends() -> None:
+    """Streamed or not: limits settle tokens, and the request log shows what was said."""
+    status = model("chat", task=Task.TEXT_GENERATION, cache_ttl_s=None)
+    registry = Registry()
+    registry.configure({"p": PoolRef()}, {})
+    registry.update("p", PoolStatus((status,), {}, 1))
+    request = InferRequest("chat", {"text": text_array(["hello"])}, timeout_s=0.05)
+    gateway = Gateway(registry, Forwarder(no_call), IngressMetrics(), None, streams=Slow())  # type: ignore[arg-type]
+
+    left, late, whole = (Context(principal=ANONYMOUS) for _ in range(3))
+    async with aclosing(gateway.stream(request, left)) as pieces:
+        await anext(pieces)
+    with pytest.raises(DeadlineExceeded):
+        [_ async for _ in gateway.stream(request, late)]
+    with pytest.raises(DeadlineExceeded):
+        await gateway.infer(request, whole)
+    for context in (left, late, whole):
+        assert context.usage.n_tokens == 3
+        assert context.result is not None
+        assert context.result.outputs["text"].tolist() == [b"abc"]
+
+
+class Slow:
+    async def stream(self, target: object, request: InferRequest, deadline: float) -> AsyncGenerator[list[Chunk], None]:
+        yield [Chunk("chat", "1", text="abc", n_tokens=3)]
+        await asyncio.sleep(0.05)
+        raise DeadlineExceeded("no answer in time")
 
 
 async def test_streams_take_places_too_and_give_them_back() -> None:

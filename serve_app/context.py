@@ -78,6 +78,17 @@ class Context:
         ):
             self.phases[name] = seconds
 
+    def audited(self, path: Mapping[str, str]) -> dict[str, object]:
+        """Return what the audit trail keeps of a request to do something to what is at `path`."""
+        return {
+            "principal": self.principal.name,
+            "credential": self.principal.credential,
+            "path": dict(path),
+            "status": self.status,
+            "code": self.code,
+            "request_id": self.request_id,
+        }
+
     def server_timing(self, now: float) -> str:
         """Return the value of `Server-Timing`: every phase so far and the total, in milliseconds."""
         parts = [f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.phases.items()]

@@ -143,7 +143,7 @@ class Resource:
         finally:
             self._gateway.record(context)
             if context.action is Action.ADMIN:
-                audit(f"{context.method} {context.route}", **_facts(context, scope["path_params"]))
+                audit(f"{context.method} {context.route}", **context.audited(scope["path_params"]))
 
     async def _reply(self, row: Endpoint, scope: Scope, receive: Receive, context: Context) -> Reply | Streamed:
         context.action = row.action
@@ -179,19 +179,6 @@ class Resource:
             f"method {context.method} is not allowed here; use {', '.join(allow)}", allow=list(allow)
         )
         return _error_reply(error, self._dialect, context)
-
-
-def _facts(context: Context, path: Mapping[str, str]) -> dict[str, object]:
-    """Return what the audit trail keeps of a request to an admin route."""
-    principal = context.principal
-    return {
-        "principal": principal.name,
-        "credential": principal.credential,
-        "path": dict(path),
-        "status": context.status,
-        "code": context.code,
-        "request_id": context.request_id,
-    }
 
 
 class _Nothing:

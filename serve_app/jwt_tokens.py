@@ -55,6 +55,7 @@ class TokenVerifier:
         self.problem = ""  # why the last fetch failed
         self._fetch = fetch
         self._clock = clock
+        self._document = b""
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
@@ -163,14 +164,16 @@ class TokenVerifier:
 
     async def _fetch_keys(self) -> None:
         try:
-            found = jwt.PyJWKSet.from_dict(orjson.loads(await self._fetch(self.config.jwks_url)))
+            document = await self._fetch(self.config.jwks_url)
+            found = jwt.PyJWKSet.from_dict(orjson.loads(document))
         except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:
             self.problem = f"{self.config.jwks_url}: {type(exc).__name__}"
             logger.warning("the issuer's keys cannot be fetched: %s", self.problem)
         else:
             keys = {key.key_id or "": key for key in found.keys if key.public_key_use in (None, "sig")}
-            if keys.keys() != self._keys.keys():
-                self._verified.clear()  # what a withdrawn key signed is not good any more
+            if document != self._document:
+                self._verified.clear()  # what a withdrawn key signed is not good any more, even if another has its name
+            self._document = document
             self._keys, self._fetched_at, self.problem = keys, self._clock(), ""
         finally:
             self._fetching = None

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,7 @@ class LogFiles:
         self._writer = f"{socket.gethostname()}-{os.getpid()}"
         self._number = 0
         self._names: list[str] = []
+        self._fs: Any = None
         self._file: Any = None
         self._n_bytes = 0
         self._opened_at = 0.0
@@ -52,10 +54,11 @@ class LogFiles:
             self._file.flush()
             self._n_bytes += len(block)
             self._failed_at = None
+            self._forget_oldest()
         except Exception as exc:  # stores raise what they like; none of it may end the thread
             logger.error("the request log cannot be written: %s", type(exc).__name__)
             self._failed_at = self._clock()
-            self._file = None
+            self._abandon()
             return False
         return True
 
@@ -77,13 +80,23 @@ class LogFiles:
         except Exception as exc:
             logger.error("a file of the request log could not be closed: %s", type(exc).__name__)
 
+    def _abandon(self) -> None:
+        """Leave a file that cannot be written: empty ones must not push full ones out of those that are kept."""
+        is_empty = self._file is not None and not self._n_bytes
+        self.close()
+        if is_empty:
+            with suppress(Exception):
+                self._fs.rm_file(self._names.pop())
+
     def _open(self) -> None:
         fs, folder = fsspec.core.url_to_fs(self._config.url)
         fs.makedirs(folder, exist_ok=True)
         self._number += 1
         name = f"{folder.rstrip('/')}/requests-{self._wall():%Y%m%dT%H%M%S}-{self._writer}-{self._number}.jsonl"
-        self._file = fs.open(name, "wb")
+        self._fs, self._file = fs, fs.open(name, "wb")
         self._n_bytes, self._opened_at = 0, self._clock()
         self._names.append(name)
+
+    def _forget_oldest(self) -> None:
         while self._config.keep_files and len(self._names) > self._config.keep_files:
-            fs.rm_file(self._names.pop(0))
+            self._fs.rm_file(self._names.pop(0))

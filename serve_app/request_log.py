@@ -6,6 +6,7 @@
 The event loop only hands over references; everything that takes time happens in the thread.
 """
 
+import logging
 import random
 import threading
 from collections import deque
@@ -25,6 +26,8 @@ from serve_app.log_payloads import Shown, size_of
 from serve_app.protocols.types import Action
 from serve_app.request_log_config import RequestLogConfig
 from serve_app.telemetry import IngressMetrics
+
+logger = logging.getLogger(__name__)
 
 _PROBES = frozenset((Action.OPEN, Action.METRICS))
 _MAX_LINES = 1000  # rendered at a time
@@ -149,10 +152,11 @@ class _Writer:
 
     def _write(self) -> None:
         while entries := self._take():
-            if self._files.write([self._line(entry) for entry in entries]):
-                self._metrics.request_log_written(len(entries))
-            else:
-                self._metrics.request_log_dropped("line", len(entries))
+            lines = [line for entry in entries if (line := self._rendered(entry))]
+            n_written = len(lines) if self._files.write(lines) else 0
+            self._metrics.request_log_written(n_written)
+            if n_written < len(entries):
+                self._metrics.request_log_dropped("line", len(entries) - n_written)
             self._files.rotate_if_due()
         self._files.rotate_if_due()
 
@@ -161,6 +165,13 @@ class _Writer:
             entries = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_LINES))]
             self._n_bytes -= sum(entry.n_bytes for entry in entries)
             return entries
+
+    def _rendered(self, entry: _Entry) -> bytes:
+        try:
+            return self._line(entry)
+        except Exception as exc:  # code in the cluster may send what no JSON holds: one line, not the thread
+            logger.error("a line of the request log cannot be written: %s", type(exc).__name__)
+            return b""
 
     def _line(self, entry: _Entry) -> bytes:
         phases = {f"{name}_ms": round(seconds * 1e3, 3) for name, seconds in entry.phases.items()}

@@ -3,6 +3,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 import httpx
+import orjson
 import pytest
 from edge_fakes import MAX_BODY_BYTES, FakeGateway
 from starlette.applications import Starlette
@@ -202,6 +203,22 @@ async def test_the_timeout_header_lowers_the_requests_own(
 async def test_the_request_id_travels_with_the_request(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     await client.post("/v1/predict", json=BODIES["/v1/predict"], headers={"X-Request-ID": "r-1"})
     assert gateway.requests[0].request_id == "r-1"
+
+
+async def test_whoever_loads_a_model_leaves_a_line_refused_or_not(
+    client: httpx.AsyncClient, gateway: FakeGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve_app.audit")
+    path = "/v2/repository/models/minilm/load"
+    await client.post(path, headers={"X-Request-ID": "r-1"})
+    gateway.refusal = PermissionDenied("may not")
+    await client.post(path, headers={"X-Request-ID": "r-2"})
+    texts = [r.getMessage() for r in caplog.records if r.name == "serve_app.audit"]
+    lines = [orjson.loads(text.removeprefix("audit ")) for text in texts]
+    assert [(line["path"], line["request_id"], line["status"], line["code"]) for line in lines] == [
+        ({"model": "minilm"}, "r-1", 200, "ok"),
+        ({"model": "minilm"}, "r-2", 403, "permission_denied"),
+    ]
 
 
 async def test_health_stays_and_ready_follows_the_models(client: httpx.AsyncClient, gateway: FakeGateway) -> None:

@@ -147,6 +147,22 @@ async def test_a_withdrawn_key_ends_the_tokens_it_signed_even_those_seen_before(
         await issuer.verifier.verify(old)
 
 
+async def test_a_key_that_is_replaced_under_its_own_name_ends_the_tokens_it_signed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    issuer = Issuer("k1", jwks_ttl_s=30)
+    old = token("k1")
+    await issuer.verifier.verify(old)
+    monkeypatch.setitem(KEYS, "k1", KEYS["k2"])
+    issuer.now = 31.0
+    await issuer.verifier.verify(old)  # remembered, and starts a fetch in the background
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(Unauthenticated):
+        await issuer.verifier.verify(old)
+    await issuer.verifier.verify(token("k1"))
+
+
 async def test_an_issuer_out_of_reach_is_503_at_first_and_forgiven_later() -> None:
     issuer = Issuer("k1", jwks_ttl_s=60)
     issuer.error = OSError("no route")

@@ -1,6 +1,8 @@
 """The request log: what is in a line, what is left out, and that nothing ever waits for it."""
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from deployments.types import Array, InferRequest, InferResult, Timings, Usage, text_array
@@ -213,6 +216,49 @@ def test_a_store_that_fails_loses_lines_is_left_alone_and_tried_again(tmp_path: 
     files.close()
     [file] = target.iterdir()
     assert file.read_bytes() == b"3\n"
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __init__(self, name: str) -> None:
+        self._file = open(name, "wb")  # noqa: SIM115
+
+    def write(self, block: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_a_full_disk_costs_lines_but_no_file_and_none_that_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    files = LogFiles(RequestLogConfig(url=str(tmp_path), rotate_bytes=1, keep_files=2), lambda: now)
+    for block in (b"1\n", b"2\n"):
+        assert files.write([block])
+        files.rotate_if_due()
+    with monkeypatch.context() as disk:
+        disk.setattr(LocalFileSystem, "open", lambda self, name, mode: Full(name))
+        for _ in range(20):
+            now += RETRY_S
+            assert not files.write([b"lost\n"])
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"1\n", b"2\n"]
+    assert len(os.listdir("/proc/self/fd")) < 200
+    now += RETRY_S
+    assert files.write([b"3\n"])
+    files.close()
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"2\n", b"3\n"]
+
+
+def test_a_line_that_no_json_holds_is_lost_alone(case: Case) -> None:
+    case.configure()
+    case.record()
+    case.record(code="\ud800")
+    case.record()
+    assert len(case.lines()) == 2
+    assert case.count("model_endpoint_request_log_dropped_total", part="line") == 1
 
 
 def test_files_are_closed_by_size_and_by_age_and_only_the_newest_are_kept(tmp_path: Path) -> None:

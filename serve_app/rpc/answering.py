@@ -76,13 +76,16 @@ def commanding(name: str, kind: type[M], control: Control) -> Method[M]:
     """Return an rpc that does what REST's `control` does."""
 
     async def method(self: HasCalls, request: Any, grpc_context: RpcContext) -> M:
+        raw = of_repository(request)
+
         async def work(context: Context) -> M:
             gateway = self.calls.gateway
-            await gateway.control(control(of_repository(request), gateway.visible(context)))
+            await gateway.control(control(raw, gateway.visible(context)))
             nothing_to_say: M = kind()
             return nothing_to_say
 
-        done: M = await self.calls.answer(name, Action.ADMIN, grpc_context, kind(), work)
+        about = raw.path["model"]
+        done: M = await self.calls.answer(name, Action.ADMIN, grpc_context, kind(), work, about=about)
         return done
 
     return method

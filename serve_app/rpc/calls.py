@@ -39,21 +39,26 @@ class Calls:
         self._max_bytes = max_bytes
         self._admits = admits
 
-    async def answer(self, name: str, action: Action, rpc: RpcContext, empty: M, work: Work[M]) -> M:
-        """Answer one call with what `work` gives; after an error with `empty`, which is not sent."""
-        async with self.opened(name, action, rpc) as context:
+    async def answer(
+        self, name: str, action: Action, rpc: RpcContext, empty: M, work: Work[M], *, about: str = ""
+    ) -> M:
+        """Answer one call, `about` a model, with what `work` gives; after an error with `empty`, which is not sent."""
+        async with self.opened(name, action, rpc, about=about) as context:
             if context is not None:
                 return await work(context)
         return empty
 
     @asynccontextmanager
-    async def opened(self, name: str, action: Action, rpc: RpcContext) -> AsyncIterator[Context | None]:
+    async def opened(
+        self, name: str, action: Action, rpc: RpcContext, *, about: str = ""
+    ) -> AsyncIterator[Context | None]:
         """Authenticate a call, turn what goes wrong in the block into its status, and record it in the end.
 
         Yields None, once the status is set, for a caller who may not come in.
         """
         metadata = _metadata(rpc)
         context = self.context(name, action, metadata)
+        context.model = about
         more: dict[str, str] = {}
         try:
             try:
@@ -119,7 +124,7 @@ class Calls:
         self.gateway.observe_rpc(context.method, context.code, seconds)
         self.gateway.record(context)
         if context.action is Action.ADMIN:
-            audit(context.method, principal=context.principal.name, request_id=context.request_id, code=context.code)
+            audit(context.method, **context.audited({"model": context.model}))
         added = {**context.headers, **more, "x-request-id": context.request_id}
         rpc.set_trailing_metadata([(key.lower(), value) for key, value in added.items()])
 

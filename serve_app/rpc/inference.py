@@ -111,7 +111,7 @@ class InferenceRpcs:
         self, stream: Context, request: pb.ModelInferRequest
     ) -> AsyncIterator[pb.ModelInferResponse | ServeError]:
         context = self.calls.context("ModelStreamInfer", Action.INFER, {})
-        context.principal = stream.principal
+        context.principal, context.metadata = stream.principal, stream.metadata
         try:
             with recorded(context, self.calls.gateway.record):
                 async with aclosing(self.calls.stream(request, context)) as answers:

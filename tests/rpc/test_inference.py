@@ -2,17 +2,26 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
 import numpy as np
+import orjson
 import pytest
 from edge_fakes import MAX_BODY_BYTES, FakeGateway
 from rpc_fakes import Rpc, Service
 
 from deployments import errors
-from deployments.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServeError, Unauthenticated
+from deployments.errors import (
+    DeadlineExceeded,
+    ModelUnavailable,
+    Overloaded,
+    PermissionDenied,
+    ServeError,
+    Unauthenticated,
+)
 from deployments.orders import LOAD, UNLOAD
 from deployments.statistics import Statistics
 from deployments.types import NUMPY_DTYPES, Datatype, InferRequest, InferResult
@@ -279,6 +288,22 @@ async def test_models_are_loaded_and_unloaded_by_tritons_and_by_kserves_field(
         pb.RepositoryModelLoadRequest(model_name="minilm", parameters=parameters), refused
     )
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_whoever_loads_a_model_leaves_a_line_refused_or_not(
+    service: Service, gateway: FakeGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve_app.audit")
+    load = pb.RepositoryModelLoadRequest(model_name="minilm")
+    await service.RepositoryModelLoad(load, Rpc({"x-request-id": "r-1"}))
+    gateway.refusal = PermissionDenied("may not")
+    await service.RepositoryModelLoad(load, Rpc({"x-request-id": "r-2"}))
+    lines = [orjson.loads(record.getMessage().removeprefix("audit ")) for record in caplog.records]
+    assert [(line["act"], line["path"], line["request_id"], line["code"]) for line in lines] == [
+        ("RepositoryModelLoad", {"model": "minilm"}, "r-1", "ok"),
+        ("RepositoryModelLoad", {"model": "minilm"}, "r-2", "permission_denied"),
+    ]
+    assert all({"principal", "credential", "status"} <= line.keys() for line in lines)
 
 
 async def test_what_is_not_here_is_read_as_off_and_cannot_be_changed(service: Service) -> None:

@@ -7,7 +7,7 @@ from deployments.errors import ModelNotFound, PermissionDenied
 from deployments.types import ModelStatus
 from serve_app.context import Context
 from serve_app.principals import Principal
-from serve_app.protocols.types import Action, Models, Readiness
+from serve_app.protocols.types import Action, Models, Readiness, shown
 
 
 def permit_action(context: Context) -> None:
@@ -49,6 +49,7 @@ class _Visible:
             model = self._models.resolve(name, version)
         except ModelNotFound:
             # NOTE: the registry's own words list every model there is.
+            name = shown(name)
             if not self._principal.may(self._action, name.partition(":")[0], name):
                 raise _denied(self._principal, self._action, name) from None
             raise ModelNotFound(f"unknown model: {name!r} is not found") from None

@@ -13,7 +13,7 @@ from deployments.versions import natural
 from serve_app.aliases import Aliases, Rank
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.lanes import Target
-from serve_app.protocols.types import Readiness
+from serve_app.protocols.types import Readiness, shown
 from serve_app.standing import Standing
 from serve_app.traffic_config import Alias
 
@@ -167,6 +167,7 @@ class Registry:
         return self._find(name, version or None)
 
     def _missing(self, name: str, version: str | None) -> Exception:
+        name, version = shown(name), version and shown(version)
         for pool in self._pools.values():
             reason = _refusal(pool.status.rejected if pool.status else {}, name, version)
             if reason is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied
+from deployments.errors import DeadlineExceeded, InvalidInput, ModelNotFound, PermissionDenied, ServeError
 from deployments.orders import LOAD
 from deployments.statistics import ModelStatistics
 from deployments.types import (
@@ -183,6 +183,17 @@ async def test_a_principal_sees_only_what_it_may_use_and_learns_no_other_name() 
         assert "models: m" not in str(caught.value)
     everything = case.gateway.visible(Context(action=Action.READ, principal=scoped("*")))
     assert [model.key for model in everything.all()] == ["m:1"]
+
+
+async def test_endless_names_are_neither_kept_nor_repeated() -> None:
+    """Or else 4,096 requests of a megabyte each would stay in memory, as answers to what somebody may do."""
+    case, name = Case(), "n" * 1_000_000
+    limited = scoped("else*")
+    for principal, version in ((limited, None), (limited, name), (scoped("*"), None), (scoped("*"), name)):
+        with pytest.raises(ServeError) as caught:
+            case.gateway.visible(Context(action=Action.READ, principal=principal)).resolve(name, version)
+        assert len(caught.value.message) < 1_000
+    assert sum(len(str(key)) for key in limited._known) < 10_000
 
 
 async def test_an_alias_is_granted_by_its_own_name_only() -> None:

@@ -51,6 +51,14 @@ class Readiness:
     aliases: Mapping[str, str] = field(default_factory=dict)  # names, and the model each stands for now
 
 
+def shown(name: str) -> str:
+    """Return a name that a client made up as messages and caches may hold it: no longer than any model's."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
+_LONGEST_NAME = 257  # `name:version`
+
+
 class Models(Protocol):
     """The registry as codecs see it."""
 

@@ -23,7 +23,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def endpoint(cluster: Live, tmp_path_factory: pytest.TempPathFactory) -> Live:
+def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("requests")
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster: Live, log_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Live:
     folder = build("llama", tmp_path_factory.mktemp("models") / "llama")
     entry = {
         "name": "tiny",
@@ -40,21 +45,20 @@ def endpoint(cluster: Live, tmp_path_factory: pytest.TempPathFactory) -> Live:
     parsed["applications"][0]["deployments"][0]["user_config"] |= {
         "fallbacks": {"dead": {"to": ["tiny"]}},
         "breaker": {"min_requests": 3, "open_s": 60, "max_open_s": 60},
-        "request_log": {"url": str(folder.parent / "log"), "flush_s": 0.2},
+        "request_log": {"url": str(log_folder), "flush_s": 0.2},
     }
     cluster.deploy(parsed)
     return cluster
 
 
 @pytest.fixture
-def log(endpoint: Live, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def log(log_folder: Path) -> Callable[[str], dict[str, Any]]:
     """Return what finds a request's line in the request log."""
-    (folder,) = tmp_path_factory.getbasetemp().glob("models*/log")
 
     def find(request_id: str) -> dict[str, Any]:
         until = time.monotonic() + 10
         while time.monotonic() < until:
-            lines = [json.loads(line) for file in folder.glob("*.jsonl*") for line in file.read_text().splitlines()]
+            lines = [json.loads(line) for file in log_folder.iterdir() for line in file.read_text().splitlines()]
             if found := [line for line in lines if line["request_id"] == request_id]:
                 return found[0]
             time.sleep(0.2)

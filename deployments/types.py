@@ -121,8 +121,7 @@ class InferRequest:
     @property
     def n_items(self) -> int:
         """Rows of the largest input: what batching and limits count."""
-        sizes = [a.shape[0] if a.ndim else 1 for a in self.inputs.values()]
-        return sizes[0] if len(sizes) == 1 else max(sizes, default=0)
+        return max([a.shape[0] if a.ndim else 1 for a in self.inputs.values()], default=0)
 
     @property
     def size_bytes(self) -> int:

@@ -6,7 +6,7 @@ with the first one, within a second, and a catalog that was replaced finds them 
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from deployments.errors import PoolUnavailable, ServeError
 from deployments.gcs_store import GcsStore
 from deployments.metrics import ReplicaMetrics
 from deployments.orders import Order, Store, Verb
+from deployments.revisions import Revisions, brief, complete
 from deployments.statistics import ModelStatistics, merged
 from deployments.types import ModelState, ModelStatus, PoolStatus
 
@@ -46,16 +47,21 @@ class Catalog:
         self._replicas: frozenset[str] = frozenset()
         self._offers: frozenset[frozenset[str]] = frozenset()  # what replicas offered when last asked
         self._warming: set[asyncio.Task[None]] = set()
+        self._told: dict[str, PoolStatus] = {}  # by each replica when last asked
+        self._revisions = Revisions()
 
-    async def status(self) -> PoolStatus:
-        """Return what the pool offers, merged over its replicas; nothing while it has none."""
+    async def status(self, known: str = "") -> PoolStatus:
+        """Return what the pool offers, merged over its replicas; nothing while it has none.
+
+        Without the models if they are still those of revision `known`.
+        """
         orders = await self._read()
-        answers = await self._ask_all("status", orders)
+        answers = await self._statuses(orders)
         await self._agree(answers.given)
-        status = replace(merge(answers.given), n_silent=answers.n_silent)
+        status = self._revisions.mark(replace(merge(answers.given), n_silent=answers.n_silent))
         if orders and status.n_replicas:
             await self._keep_up(status, orders)
-        return status
+        return brief(status, known)
 
     async def discover(self) -> None:
         """Have every replica look again for versions in the folders of models."""
@@ -80,12 +86,12 @@ class Catalog:
         orders = await self._read()
         orders.update(dict.fromkeys(keys, order))
         await self._save(orders)
-        if not (answers := await self._ask("status", orders)):
+        if not (answers := (await self._statuses(orders)).given):
             raise PoolUnavailable("the order is noted, but the pool has no replica that answers", retry_after_s=1.0)
         if order.verb is Verb.LOAD:
             await asyncio.gather(*(self.warm(key, 1) for key in keys))
         else:
-            await self._until_gone(frozenset(keys), answers)
+            await self._until_gone(frozenset(keys), answers, orders)
 
     async def warm(self, key: str, n_copies: int) -> None:
         """Have a model in memory on the first `n_copies` of its replicas. Raises ServeError."""
@@ -96,11 +102,13 @@ class Catalog:
             if isinstance(error, ServeError):
                 raise error
 
-    async def _until_gone(self, keys: frozenset[str], answers: Sequence[PoolStatus]) -> None:
+    async def _until_gone(
+        self, keys: frozenset[str], answers: Sequence[PoolStatus], orders: Mapping[str, Order]
+    ) -> None:
         """Wait until no replica holds any of these models: requests on board are answered first."""
         while any(model.key in keys and model.size_bytes for status in answers for model in status.models):
             await asyncio.sleep(0.05)
-            answers = await self._ask("status", self._orders)
+            answers = (await self._statuses(orders)).given
 
     async def _keep_up(self, status: PoolStatus, orders: dict[str, Order]) -> None:
         """After replicas came or went: load what was ordered where it belongs now; forget models that are no more."""
@@ -140,6 +148,15 @@ class Catalog:
     async def statistics(self) -> dict[str, ModelStatistics]:
         """Return what all replicas have counted, by `name:version`."""
         return merged(await self._ask("statistics"))
+
+    async def _statuses(self, orders: Mapping[str, Order]) -> Answers:
+        """Ask every replica what it offers."""
+        told = self._told  # as it is now: another question may be answered before this one
+        known = {replica: status.revision for replica, status in told.items()}
+        answers = await self._ask_all("status", orders, known)
+        given = [complete(one, told.get(one.replicas[0])) for one in answers.given]
+        self._told = {one.replicas[0]: one for one in given}
+        return replace(answers, given=given)
 
     async def _ask(self, method: str, *args: Any) -> list[Any]:
         return (await self._ask_all(method, *args)).given

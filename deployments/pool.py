@@ -20,6 +20,7 @@ from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.orders import Orders
 from deployments.replica import PoolReplica
+from deployments.revisions import Revisions, brief
 from deployments.spec import ModelSpec, PoolArgs
 from deployments.statistics import ModelStatistics
 from deployments.types import InferRequest, Item, PoolStatus
@@ -33,6 +34,7 @@ class Pool:
         self._args = args
         set_up_process(args.threads)
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)
+        self._revisions = Revisions()
 
     async def reconfigure(self, user_config: Any) -> None:
         """Apply the user_config; never raises, never waits for a load (Serve would stop the replica)."""
@@ -78,10 +80,15 @@ class Pool:
             return exc
         return None
 
-    async def status(self, orders: Orders) -> PoolStatus:
-        """Return what this replica offers, after it has heard what operators ordered."""
+    async def status(self, orders: Orders, known: Mapping[str, str]) -> PoolStatus:
+        """Return what this replica offers, after it has heard what operators ordered.
+
+        `known` are the revisions of models the asker was told, by replica: those it knows are left out.
+        """
         self._replica.obey(orders)
-        return replace(self._replica.status(), replicas=(serve.get_replica_context().replica_tag,))
+        tag = serve.get_replica_context().replica_tag
+        status = self._revisions.mark(replace(self._replica.status(), replicas=(tag,)))
+        return brief(status, known.get(tag, ""))
 
     async def metrics(self) -> ReplicaMetrics:
         """Return this replica's metrics."""

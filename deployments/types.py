@@ -1,7 +1,6 @@
 """The nouns both packages share: tensors, requests, results, and what a pool says of its models.
 
-Imported everywhere; imports nothing of ours but the errors. All are plain frozen dataclasses, so they cross
-Ray handles by pickle.
+Imported everywhere; imports nothing of ours but the errors. Plain frozen dataclasses: Ray handles pickle them.
 """
 
 import time
@@ -246,6 +245,7 @@ class PoolStatus:
     parked_bytes: int = 0
     ram_bytes: int = 0
     replicas: tuple[str, ...] = ()  # their ids
+    revision: str = ""  # of `models`: equal ones mean equal models
 
 
 def model_key(name: str, version: str) -> str:

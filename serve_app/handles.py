@@ -26,6 +26,7 @@ from deployments.errors import Overloaded, PoolUnavailable, ReplicaLost, ServeEr
 from deployments.hop import pack_requests, unpack_outcomes
 from deployments.metrics import ReplicaMetrics
 from deployments.orders import Order
+from deployments.revisions import complete
 from deployments.statistics import ModelStatistics
 from deployments.types import InferRequest, PoolStatus
 from serve_app.lanes import Call, Outcomes, Target
@@ -41,6 +42,7 @@ class PoolHandles:
         self._pools: dict[str, DeploymentHandle] = {}
         self._catalogs: dict[str, DeploymentHandle] = {}
         self._models: dict[tuple[str, str, str], Any] = {}
+        self._told: dict[str, PoolStatus] = {}  # by pools when last asked
 
     async def send(self, call: Call) -> Outcomes:
         """Send one coalesced call to a pool replica; the forwarder's `Send`.
@@ -92,7 +94,9 @@ class PoolHandles:
 
     async def status(self, pool: str) -> PoolStatus:
         """Ask a pool's catalog what it offers. Raises PoolUnavailable."""
-        status: PoolStatus = await self._ask_catalog(pool, "status")
+        last = self._told.get(pool)
+        told: PoolStatus = await self._ask_catalog(pool, "status", last.revision if last else "")
+        self._told[pool] = status = complete(told, last)
         return status
 
     async def discover(self, pool: str) -> None:
@@ -133,10 +137,10 @@ class PoolHandles:
             return {}
         return counted
 
-    async def _ask_catalog(self, pool: str, method: str) -> Any:
+    async def _ask_catalog(self, pool: str, method: str, *args: Any) -> Any:
         try:
             async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-                return await getattr(self._catalog(pool), method).remote()
+                return await getattr(self._catalog(pool), method).remote(*args)
         except TimeoutError:
             raise PoolUnavailable(f"pool {pool!r} did not answer within {_CONTROL_TIMEOUT_S:g} s") from None
         except Exception as exc:

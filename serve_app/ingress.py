@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from deployments.chunks import Chunk
 from deployments.errors import ServeError
 from deployments.gcs_store import GcsValue
+from deployments.garbage import collect_seldom
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain
@@ -59,6 +60,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
 
     def __init__(self, args: EndpointArgs) -> None:
         log_through_serve()
+        collect_seldom()
         self._args = args
         self._handles = PoolHandles()
         self._registry = Registry()

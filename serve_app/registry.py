@@ -31,6 +31,7 @@ class Registry:
     def __init__(self) -> None:
         self.server_name = EndpointConfig().server_name
         self._pools: dict[str, _Pool] = {}
+        self._is_indexed = False
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
         self._leaving: dict[str, ModelStatus] = {}  # not offered any more: serve until a name that means them moves
@@ -52,11 +53,13 @@ class Registry:
         self._refused = refused
         if aliases is not None:
             self.aliases.configure(aliases)
+        self._is_indexed = False
         self._index()
 
     def remember(self, standing: Standing) -> None:
         """Take what names stand for at other ingress replicas; names that are new here begin there."""
         self.aliases.remembered, self._newest.remembered = standing.aliases, standing.newest
+        self._is_indexed = False
 
     def standing(self) -> Standing:
         """Return what names stand for now, and what those of pools not heard of yet stood for."""
@@ -82,7 +85,9 @@ class Registry:
         elif status.n_replicas == 0:
             entry.problem = "it has no replica"
         else:
-            entry.status, entry.problem = status, ""
+            last, entry.status, entry.problem = entry.status, status, ""
+            if last is None or (last.models, last.n_replicas) != (status.models, status.n_replicas):
+                self._is_indexed = False
             self._index()
 
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
@@ -184,6 +189,8 @@ class Registry:
         return ModelNotFound(f"unknown model: {name!r} is not found; models: {known}")
 
     def _index(self) -> None:
+        if self._is_indexed:
+            return
         versions: dict[str, dict[str, ModelStatus]] = {}
         self._leaving = {}
         targets: dict[str, Target] = {}
@@ -211,6 +218,7 @@ class Registry:
         self.aliases.settle(self._rank)
         if self._pools and self._hears_all:
             self.remember(Standing())
+        self._is_indexed = True
 
     @property
     def _hears_all(self) -> bool:

@@ -1,6 +1,7 @@
 """Catalog: orders reach every replica, new ones too, outlive the process, and are answered when they are done."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from deployments import catalog as catalog_module
 from deployments.catalog import Catalog
 from deployments.errors import ModelUnavailable, PoolUnavailable
 from deployments.orders import LOAD, UNLOAD, Orders, Verb
+from deployments.revisions import Revisions, brief, complete
 from deployments.types import ModelState, ModelStatus, PoolStatus, Signature, Task
 
 
@@ -36,15 +38,24 @@ class Replica:
     keys: tuple[str, ...] = ("a:1", "b:1")
     found: tuple[str, ...] = ()  # offered once it has looked for versions
     n_looks: int = 0
+    hold: asyncio.Event | None = None  # answers are on their way until it is set
     is_frozen: bool = False
     is_dead: bool = False
+    rejected: dict[str, str] = field(default_factory=dict)
+    n_told: list[int] = field(default_factory=list)  # models of each answer
+    revisions: Revisions = field(default_factory=Revisions)
 
     def discover(self) -> None:
         self.n_looks += 1
         self.keys += self.found
         self.found = ()
 
-    def status(self, orders: Orders) -> PoolStatus:
+    def status(self, orders: Orders, known: Mapping[str, str]) -> PoolStatus:
+        status = brief(self.revisions.mark(self._offer(orders)), known.get(self.name, ""))
+        self.n_told.append(len(status.models))
+        return status
+
+    def _offer(self, orders: Orders) -> PoolStatus:
         self.orders = dict(orders)
         if self.drains:
             self.drains -= 1
@@ -58,7 +69,7 @@ class Replica:
             )
             for key in self.keys
         )  # fmt: skip
-        return PoolStatus(models, {}, 1, replicas=(self.name,))
+        return PoolStatus(models, self.rejected, 1, replicas=(self.name,))
 
 
 @dataclass
@@ -74,7 +85,10 @@ class Result:
             await asyncio.Event().wait()
         if self.replica.is_dead:
             raise RuntimeError("the actor died")
-        return getattr(self.replica, self.method)(*self.args)
+        answer = getattr(self.replica, self.method)(*self.args)
+        if self.replica.hold is not None:
+            await self.replica.hold.wait()
+        return answer
 
 
 class Pool:
@@ -188,8 +202,8 @@ async def test_a_refused_configuration_costs_no_order() -> None:
     case = Case("r1")
     case.store.saved = {"a:1": UNLOAD, "gone:1": UNLOAD}
     [replica] = case.pool.replicas
-    usual = replica.status
-    replica.status = lambda orders: PoolStatus((), {"models": "expected a list"}, usual(orders).n_replicas)  # type: ignore[method-assign]
+    replica.keys = ()
+    replica.rejected = {"models": "expected a list"}
     await case.catalog.status()
     assert set(case.store.saved) == {"a:1", "gone:1"}
 
@@ -215,3 +229,38 @@ async def test_a_frozen_or_dead_replica_silences_nobody_else(monkeypatch: pytest
     status = await case.catalog.status()
     assert (status.n_replicas, status.n_silent, status.replicas) == (1, 1, ("r3",))
     assert {model.key: model.state for model in status.models}["a:1"] is ModelState.READY
+
+
+async def test_models_that_have_not_changed_are_told_once() -> None:
+    case = Case("r1", "r2")
+    first = await case.catalog.status()
+    again = await case.catalog.status(first.revision)
+    assert (len(first.models), len(again.models), again.revision) == (2, 0, first.revision)
+    assert complete(again, first).models == first.models
+    assert [replica.n_told for replica in case.pool.replicas] == [[2, 0]] * 2
+
+    await case.catalog.warm("a:1", 1)
+    changed = await case.catalog.status(first.revision)
+    assert [model.state for model in changed.models] == [ModelState.READY, ModelState.UNLOADED]
+    assert [replica.n_told for replica in case.pool.replicas] == [[2, 0, 2], [2, 0, 0]]
+
+
+async def test_a_catalog_that_was_replaced_tells_everything_again() -> None:
+    case = Case("r1")
+    known = (await case.catalog.status()).revision
+    assert len((await case.start().status(known)).models) == 2
+
+
+async def test_questions_at_once_do_not_mix_up_what_is_known() -> None:
+    """An answer leaves out what was known when it was asked for, and arrives after a newer one."""
+    case = Case("r1")
+    await case.catalog.status()
+    [replica] = case.pool.replicas
+    replica.hold = held = asyncio.Event()
+    late = asyncio.create_task(case.catalog.status())
+    await asyncio.sleep(0.01)
+    replica.hold = None
+    await case.catalog.warm("a:1", 1)
+    assert (await case.catalog.status()).models[0].state is ModelState.READY
+    held.set()
+    assert len((await late).models) == 2

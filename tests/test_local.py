@@ -78,6 +78,14 @@ def test_throughput_flags_can_be_turned_off(tmp_path: Path) -> None:
     assert {plain["RAY_SERVE_ENABLE_HA_PROXY"], plain["RAY_SERVE_THROUGHPUT_OPTIMIZED"]} == {"0"}
 
 
+def test_what_serve_does_for_nobody_is_off_unless_the_shell_says_otherwise(tmp_path: Path) -> None:
+    name = "RAY_SERVE_HAPROXY_METRICS_ENABLED"
+    assert cluster_in(tmp_path).server_env(Options(), {})[name] == "0"
+    assert cluster_in(tmp_path).server_env(Options(), {name: "1"})[name] == "1"
+    plain = Cluster(state_dir=tmp_path, base=12_000, http_port=1, grpc_port=2, throughput=False)
+    assert name not in plain.server_env(Options(), {})
+
+
 def test_socket_paths_fit_whatever_the_state_folder_is_called(tmp_path: Path) -> None:
     cluster = cluster_in(tmp_path / ("deep/" * 40))
     node_id, temporary = "f" * 56, ".4194304.tmp"

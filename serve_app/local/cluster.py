@@ -19,6 +19,13 @@ LOOPBACK = "127.0.0.1"
 REPLICA_MESSAGE_BYTES = 256 * 1024**2
 FRONT = "serve_app.front.middlewares"
 # Set for another cluster, by hand or by `make env`, each of these would lead our processes there.
+# What Serve spends for nobody here; the shell's own values win.
+_LEAN: Mapping[str, str] = {
+    # A datagram and its handling in Python for each request, to count what `/metrics` counts as well.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Each round the controller copies all of every deployment's configuration: thousands of models, ten times a second.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+}
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")
 
 
@@ -110,7 +117,8 @@ class Cluster:
 
     def server_env(self, options: Options, outer: Mapping[str, str] = os.environ) -> dict[str, str]:
         """Return the whole environment of the cluster's own processes."""
-        env = {name: value for name, value in outer.items() if name not in _FOREIGN}
+        env = dict(_LEAN) if self.throughput else {}
+        env |= {name: value for name, value in outer.items() if name not in _FOREIGN}
         env |= {name: value for name, value in self.driver_env().items() if name not in _FOREIGN}
         env |= self._serve_env()
         env |= {

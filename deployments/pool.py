@@ -15,6 +15,7 @@ from deployments.batches import RunBatch
 from deployments.chunks import Chunk
 from deployments.engines import is_usable, set_up_process
 from deployments.errors import EngineFailure, ServeError
+from deployments.garbage import collect_seldom
 from deployments.hop import Packed, pack_outcomes, unpack_requests
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
@@ -31,6 +32,7 @@ class Pool:
 
     def __init__(self, args: PoolArgs) -> None:
         log_through_serve()
+        collect_seldom()
         self._args = args
         set_up_process(args.threads)
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)

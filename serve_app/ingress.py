@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 
 from deployments.chunks import Chunk
 from deployments.errors import ServeError
-from deployments.gcs_store import GcsValue
 from deployments.garbage import collect_seldom
+from deployments.gcs_store import GcsValue
 from deployments.logs import log_through_serve
 from deployments.metrics import ReplicaMetrics
 from deployments.spec import explain

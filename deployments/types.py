@@ -77,6 +77,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     optional: bool = False
     instead_of: str = ""
+    example: tuple[JsonValue, ...] = ()  # nested, for documentation: where not any number or text would do
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,7 @@ class InferResult:
     item_tokens: tuple[int, ...] = ()  # what each item cost, where answers may be kept
 
 
-# One entry a request, in order, where requests share a call: the one place where an error travels as a value,
-# so that one request's fault leaves the others alone.
+# An entry a request where they share a call: an error travels as a value here only, so that one's fault is its own.
 Outcome: TypeAlias = InferResult | ServeError
 
 

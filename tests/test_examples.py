@@ -63,6 +63,12 @@ def test_identities_give_back_what_came(name: str) -> None:
     assert np.array_equal(answer(name, INPUT0=array)["OUTPUT0"], array)
 
 
+def test_the_example_that_strings_document_runs() -> None:
+    inputs = load_engine(EXAMPLES, ModelSpec.model_validate(ENTRIES["simple_string"]), "cpu").signature.inputs
+    arrays = {spec.name: np.char.encode(np.array(spec.example)).astype(object) for spec in inputs}
+    assert answer("simple_string", **arrays)["OUTPUT0"][0, 3] == b"6"
+
+
 def test_the_configuration_is_valid() -> None:
     report = check(EXAMPLES / "serve_config.yaml", Scope(hashes_files=True))
     assert report.errors == report.warnings == ()

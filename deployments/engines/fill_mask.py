@@ -1,6 +1,7 @@
 """The likeliest tokens in place of one mask. Equals transformers' `fill-mask` pipeline on texts with one mask."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ class FillMask(TextEngine):
         super().__init__(path, spec, device)
         self._mask_id: int = self._tokenizer.tokenizer.mask_token_id
         self._options = FillMaskOptions.model_validate(spec.options)
+        example = (f"a {self._tokenizer.tokenizer.mask_token} text",)
+        self.signature = replace(self.signature, inputs=(replace(self.signature.inputs[0], example=example),))
 
     def prepare(self, request: InferRequest) -> list[Item]:
         """Tokenise `text` BYTES [n], each with exactly one mask token."""

@@ -5,12 +5,13 @@ Pure pydantic, so that `model-endpoint validate` checks them without importing t
 
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from deployments.generation import SamplingDefaults
 from deployments.sizes import Bytes
 from deployments.spec import Strict
-from deployments.types import Datatype, TensorSpec
+from deployments.types import NUMPY_DTYPES, Datatype, TensorSpec
 
 
 class NoOptions(Strict):
@@ -49,10 +50,27 @@ class TensorOption(Strict):
     name: str = Field(min_length=1)
     datatype: Datatype
     shape: tuple[int, ...] = Field(description="-1 for a size that varies; the first one counts the items of a batch")
+    example: tuple[JsonValue, ...] = Field(
+        default=(), description="an input the program takes, nested as its shape says, for the model's OpenAPI document"
+    )
+    example_shape: tuple[int, ...] = Field(default=(), description="in place of `example`: this many zeros")
+
+    @model_validator(mode="after")
+    def _example_fits(self) -> Self:
+        if self.example and self.example_shape:
+            raise ValueError(f"tensor {self.name!r}: give example or example_shape, not both")
+        if self.example or self.example_shape:
+            array = np.array(self.example or np.zeros(self.example_shape))
+            sizes = zip(self.shape, array.shape, strict=False)
+            fits = array.ndim == len(self.shape) and all(want in (-1, size) for want, size in sizes)
+            if not fits or array.dtype.kind not in "biuf":
+                raise ValueError(f"tensor {self.name!r}: its example must be numbers and of its shape")
+        return self
 
     def spec(self) -> TensorSpec:
         """Return it as the protocols see it."""
-        return TensorSpec(self.name, self.datatype, self.shape)
+        zeros = np.zeros(self.example_shape, NUMPY_DTYPES[self.datatype]).tolist() if self.example_shape else ()
+        return TensorSpec(self.name, self.datatype, self.shape, example=self.example or tuple(zeros))
 
 
 class TensorOptions(Strict):

@@ -54,10 +54,12 @@ class Rows:
 
 
 def _pairs(datatype: Datatype) -> Signature:
-    def four(*names: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name, datatype, (-1, 16)) for name in names)
+    example = ([str(i) for i in range(16)],) if datatype is Datatype.BYTES else ()  # of an input, for its documentation
 
-    return Signature(four("INPUT0", "INPUT1"), four("OUTPUT0", "OUTPUT1"))
+    def two(*names: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, datatype, (-1, 16), example=example) for name in names)
+
+    return Signature(two("INPUT0", "INPUT1"), two("OUTPUT0", "OUTPUT1"))
 
 
 class AddSub(Rows):

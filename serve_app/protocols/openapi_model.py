@@ -9,10 +9,13 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from deployments.chunks import GENERATIVE_TASKS
 from deployments.types import Datatype, ModelStatus, Task, TensorSpec
+from serve_app.protocols import v2_generate
 from serve_app.protocols.openapi import document
 from serve_app.protocols.types import JSON, Endpoint
 from serve_app.protocols.v2_errors import MODEL, VERSION
+from serve_app.protocols.v2_tensors import nested_shape
 
 _MAX_EXAMPLE = 256  # elements; larger tensors get no example
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # a PNG
@@ -21,6 +24,7 @@ _VALUES: dict[Datatype, tuple[str, JsonValue]] = {
     Datatype.BOOL: ("boolean", True),
     **dict.fromkeys((Datatype.FP32, Datatype.FP64), ("number", 0.5)),
 }
+_GENERATE = frozenset(row.path for row in v2_generate.ROWS)
 _INTEGER: tuple[str, JsonValue] = ("integer", 1)
 
 
@@ -28,6 +32,8 @@ def model_document(endpoints: Sequence[Endpoint], status: ModelStatus) -> dict[s
     """Return the document of a model version: the rows that are about one model, its name in their paths."""
     rows = [row for row in endpoints if row.path.startswith(f"{MODEL}/") or row.path == MODEL]
     rows = [row for row in rows if not row.path.startswith(VERSION)]
+    if status.task not in GENERATIVE_TASKS:
+        rows = [row for row in rows if row.path not in _GENERATE]
     whole = document(rows)
     paths = {path.replace("{model}", status.key): methods for path, methods in whole["paths"].items()}
     for methods in paths.values():
@@ -86,9 +92,18 @@ def _schema(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _example(spec: TensorSpec, task: Task) -> dict[str, Any] | None:
+    if spec.example:
+        return {
+            "name": spec.name,
+            "shape": nested_shape(list(spec.example)),
+            "datatype": spec.datatype,
+            "data": spec.example,
+        }
     shape = [1 if size < 0 else size for size in spec.shape]
     n_elements = math.prod(shape)
     if n_elements > _MAX_EXAMPLE or spec.datatype is Datatype.FP16:  # which JSON cannot carry
+        return None
+    if task is Task.FILL_MASK:  # its mask is known once it is loaded, and then in the tensor's own example
         return None
     is_image = task is Task.IMAGE_CLASSIFICATION and spec.datatype is Datatype.BYTES
     value = _PIXEL if is_image else _VALUES.get(spec.datatype, _INTEGER)[1]

@@ -53,6 +53,13 @@ def test_only_the_logits_at_the_mask_leave_run(tiny: Callable[[str], Path]) -> N
     assert logits.ndim == 1
 
 
+@pytest.mark.parametrize("model", ["bert-masked", "roberta-masked"])
+def test_it_says_a_text_that_it_takes(tiny: Callable[[str], Path], model: str) -> None:
+    engine = load(tiny(model), TASK)
+    [text] = engine.signature.inputs
+    assert engine.prepare(request(text=[str(one) for one in text.example]))
+
+
 @pytest.mark.parametrize(("text", "n_masks"), [("the cat", 0), ("[MASK] and [MASK]", 2)])
 def test_other_than_one_mask_is_refused_by_name(tiny: Callable[[str], Path], text: str, n_masks: int) -> None:
     with pytest.raises(

@@ -204,6 +204,32 @@ def test_batched_program_of_fixed_size_is_refused_before_loading() -> None:
         expected_signature(spec)
 
 
+@pytest.mark.parametrize(
+    ("shape", "example", "is_right"),
+    [
+        ([1], [16000], True),
+        ([-1, 2], [[1, 2.5], [3, 4]], True),
+        ([1], [1, 2], False),
+        ([-1, 2], [1, 2], False),
+        ([-1, -1], [[1], [1, 2]], False),
+        ([1], ["a"], False),
+        ([1], [None], False),
+    ],
+)
+def test_an_example_is_numbers_nested_as_the_shape_says(shape: list[int], example: Any, is_right: bool) -> None:
+    inputs = [{"name": "x", "datatype": "FP32", "shape": shape, "example": example}]
+    if is_right:
+        inputs += [{"name": "z", "datatype": "INT64", "shape": [-1, 2], "example_shape": [1, 2]}]
+    options = {**SCALE, "inputs": inputs, "batched": False}
+    spec = ModelSpec.model_validate({"name": "m", "task": TASK, "source": {"path": "p"}, "options": options})
+    if is_right:
+        given, zeros = expected_signature(spec).inputs
+        assert (list(given.example), zeros.example) == (example, ([0, 0],))
+        return
+    with pytest.raises(ValueError, match=r"example|inhomogeneous"):
+        expected_signature(spec)
+
+
 VAD = {
     "inputs": tensors(("audio", "FP32", [-1, -1]), ("sample_rate", "INT64", [1])),
     "outputs": tensors(("speech", "FP32", [-1, -1])),

@@ -17,6 +17,8 @@ from echo_pool import config, echo
 from live_cluster import HERE, Live
 from tiny_models import build
 
+from deployments.types import Datatype
+
 ROOT = HERE.parents[1]
 SAMPLES = ROOT / "examples" / "triton" / "serve_config.yaml"
 CLIENTS = HERE / "clients"
@@ -50,6 +52,12 @@ def models(folder: Path) -> list[dict[str, Any]]:
         "source": {"path": str(build("bert-multi-label", folder))},
         "moderation": {"labels": {"toxic": "hate", "insult": "violence"}},
     }
+    given = {entry["name"] for entry in entries}
+    for datatype in Datatype:
+        name, kwargs = f"identity_{datatype.lower()}", {"datatype": datatype.value, "shape": [-1, -1]}
+        options = {"factory": "triton_engines:Identity", "kwargs": kwargs}
+        if name not in given:
+            entries.append({**entries[0], "name": name, "options": options})
     return [
         *entries,
         echo("slow", delay_s=2.0),
@@ -77,10 +85,10 @@ def run(python: Path, script: str, endpoint: Live) -> list[str]:
 
 
 CHECKS = {
-    "triton_http.py": 11,
-    "triton_grpc.py": 11,
+    "triton_http.py": 13,
+    "triton_grpc.py": 13,
     "kserve_rest_and_grpc.py": 3,
-    "grpc_itself.py": 3,
+    "grpc_itself.py": 4,
     "text_clients.py": 9,
 }
 

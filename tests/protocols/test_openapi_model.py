@@ -9,7 +9,7 @@ from openapi_spec_validator import validate
 
 from deployments.types import Datatype, Signature, Task, TensorSpec
 
-KNOWN = [model for model in MODELS if model.signature.inputs]
+KNOWN = [model for model in MODELS if model.signature.inputs and model.task is not Task.FILL_MASK]
 
 
 async def document_of(client: httpx.AsyncClient, path: str) -> Any:
@@ -55,6 +55,32 @@ async def test_what_json_cannot_carry_has_no_example(client: httpx.AsyncClient, 
     validate(document)
     content = document["paths"]["/v2/models/half:1/infer"]["post"]["requestBody"]["content"]["application/json"]
     assert "example" not in content
+
+
+async def test_an_example_of_the_tensor_itself_is_the_documents(
+    client: httpx.AsyncClient, gateway: FakeGateway
+) -> None:
+    rate = TensorSpec("rate", Datatype.INT64, (1,), example=(16000,))
+    rows = TensorSpec("rows", Datatype.BYTES, (-1, 2), example=(["1", "2"], ["3", "4"]))
+    gateway.models._models += (status("odd", Task.CUSTOM, Signature((rate, rows), ())),)
+    content = (await document_of(client, "odd"))["paths"]["/v2/models/odd:1/infer"]["post"]["requestBody"]["content"]
+    assert content["application/json"]["example"]["inputs"] == [
+        {"name": "rate", "shape": [1], "datatype": "INT64", "data": [16000]},
+        {"name": "rows", "shape": [2, 2], "datatype": "BYTES", "data": [["1", "2"], ["3", "4"]]},
+    ]
+
+
+async def test_only_models_that_generate_are_asked_to(client: httpx.AsyncClient) -> None:
+    async def ways(model: str) -> set[str]:
+        return {path.rpartition("/")[2] for path in (await document_of(client, model))["paths"]}
+
+    assert {"generate", "generate_stream"} < await ways("smollm2")
+    assert not {"generate", "generate_stream"} & await ways("minilm")
+
+
+async def test_a_model_whose_mask_is_not_known_yet_has_no_example(client: httpx.AsyncClient) -> None:
+    content = (await document_of(client, "mask"))["paths"]["/v2/models/mask:1/infer"]["post"]["requestBody"]["content"]
+    assert "example" not in content["application/json"]
 
 
 async def test_an_unknown_model_has_none(client: httpx.AsyncClient) -> None:

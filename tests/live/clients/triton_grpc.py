@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc_client
 from checks import raises, run
+from datatypes import ARRAYS, NOTHING, same
 from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
@@ -49,6 +50,24 @@ def check_infer(url: str, address: str) -> None:
         text.set_data_from_numpy(words)
         back = client.infer("simple_identity", [text]).as_numpy("OUTPUT0")
         assert [element.decode() for element in back[0]] == list(words[0])
+
+
+def check_every_datatype_goes_both_ways(url: str, address: str) -> None:
+    with grpc_client.InferenceServerClient(address) as client:
+        for datatype, sent in ARRAYS.items():
+            for array in (sent, *(np.empty(shape, sent.dtype) for shape in NOTHING)):
+                tensor = grpc_client.InferInput("INPUT0", array.shape, datatype)
+                tensor.set_data_from_numpy(array)
+                found = client.infer(f"identity_{datatype.lower()}", [tensor]).as_numpy("OUTPUT0")
+                assert same(found, array), (datatype, array.shape)
+
+
+def check_a_request_without_rows_is_refused(url: str, address: str) -> None:
+    tensor = grpc_client.InferInput("INPUT0", [0, 4], "FP32")
+    tensor.set_data_from_numpy(np.empty((0, 4), np.float32))
+    said = raises(InferenceServerException, "INVALID_ARGUMENT", "input 'INPUT0' is empty")
+    with grpc_client.InferenceServerClient(address) as client, said:
+        client.infer("identity_fp32", [tensor])
 
 
 def check_messages_beyond_four_mebibytes(url: str, address: str) -> None:

@@ -1,7 +1,9 @@
 """tritonclient over HTTP, sync and asyncio, as its own samples use it."""
 
+import ml_dtypes
 import numpy as np
 from checks import raises, run
+from datatypes import ARRAYS, NOTHING, same
 from tritonclient import http
 from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
@@ -76,6 +78,34 @@ def check_strings_and_half_precision(url: str, grpc: str) -> None:
         half = http.InferInput("INPUT0", [1, 2], "FP16")
         half.set_data_from_numpy(np.array([[1.5, np.nan]], dtype=np.float16))
         assert np.isnan(client.infer("identity_fp16", [half]).as_numpy("OUTPUT0")[0, 1])
+
+
+def check_every_datatype_goes_both_ways(url: str, grpc: str) -> None:
+    with http.InferenceServerClient(url) as client:
+        for datatype, sent in ARRAYS.items():
+            model = f"identity_{datatype.lower()}"
+            for array in (sent, *(np.empty(shape, sent.dtype) for shape in NOTHING)):
+                tensor = http.InferInput("INPUT0", array.shape, datatype)
+                tensor.set_data_from_numpy(array)
+                assert same(client.infer(model, [tensor]).as_numpy("OUTPUT0"), array), (datatype, array.shape)
+            if datatype in ("FP16", "BYTES"):  # JSON has no half precision, and no bytes that are not text
+                continue
+            plain = np.nan_to_num(sent, nan=1.5, posinf=2.5, neginf=-2.5) if sent.dtype.kind == "f" else sent
+            tensor = http.InferInput("INPUT0", plain.shape, datatype)
+            tensor.set_data_from_numpy(plain, binary_data=False)
+            wanted = [http.InferRequestedOutput("OUTPUT0", binary_data=False)]
+            assert same(client.infer(model, [tensor], outputs=wanted).as_numpy("OUTPUT0"), plain), datatype
+            if sent.dtype.kind == "f":  # what JSON cannot carry: refused on the way in, null on the way out
+                tensor.set_data_from_numpy(sent)
+                [output] = client.infer(model, [tensor], outputs=wanted).get_response()["outputs"]
+                assert output["data"][:3] == [None] * 3
+
+
+def check_bf16_is_widened(url: str, grpc: str) -> None:
+    tensor = http.InferInput("INPUT0", [1, 2], "BF16")
+    tensor.set_data_from_numpy(np.array([[1.5, -2.0]], ml_dtypes.bfloat16))
+    with http.InferenceServerClient(url) as client:
+        assert client.infer("identity_fp32", [tensor]).as_numpy("OUTPUT0").tolist() == [[1.5, -2.0]]
 
 
 def check_classification(url: str, grpc: str) -> None:

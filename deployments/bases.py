@@ -19,13 +19,22 @@ T = TypeVar("T")
 
 
 class Bases(Generic[T]):
-    """Ties slots together; `slot_of` gives a configuration's slot, `progress` brings one a step nearer to its load."""
+    """Ties slots together; `slot_of` gives a configuration's slot, `progress` brings one a step nearer to its load.
 
-    def __init__(self, slot_of: Callable[[ModelSpec], Slot[T]], progress: Callable[[Slot[T]], Awaitable[None]]) -> None:
+    `left` is told of a base that an adapter rests on no more.
+    """
+
+    def __init__(
+        self,
+        slot_of: Callable[[ModelSpec], Slot[T]],
+        progress: Callable[[Slot[T]], Awaitable[None]],
+        left: Callable[[Slot[T]], None],
+    ) -> None:
         self.base_of: Callable[[ModelSpec], ModelSpec | None] = lambda _: None  # in force now; may raise a ServeError
         self.check: Callable[[T, T], None] = lambda *_: None  # whether a base takes an adapter; raises a ServeError
         self._slot_of = slot_of
         self._progress = progress
+        self._left = left
 
     def lacking(self, slot: Slot[T]) -> Slot[T] | None:
         """Return what is to be loaded next for a model to answer: itself, or its base; None if it can.
@@ -72,4 +81,7 @@ class Bases(Generic[T]):
         spec = self.base_of(slot.spec)
         base = None if spec is None else self._slot_of(spec)
         if base is not slot.base and not (only_ready and (base is None or base.state is not ModelState.READY)):
+            before = slot.base
             slot.rest_on(base)
+            if before is not None:
+                self._left(before)

@@ -172,6 +172,7 @@ class ModelTable:
         entry.pending = entry.task = None
         entry.signature = expected_signature(entry.spec)
         self._residency.retire(previous)
+        self._keep_pinned(entry)  # it may have been pinned only meanwhile
         logger.info("model %s now runs its new configuration", spec.key)
 
     async def _until_ready(self, spec: ModelSpec, *, needs_load: bool) -> None:

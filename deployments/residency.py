@@ -12,8 +12,9 @@ for a load that fails comes back. Who holds how much: `device.py`; where a model
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 from deployments.bases import Bases
@@ -52,7 +53,7 @@ class Residency(Generic[T]):
         self.device: Device[T] = Device(budget_bytes, self._slots, self._start_unload, self._uses, clock)
         self.tiers: Tiers[T] = Tiers(ram_bytes, loader, self._slots, self._spawn, self._uses, clock)
         self.tiers.max_loads = max_loads
-        self.bases: Bases[T] = Bases(self._slot, self._progress)
+        self.bases: Bases[T] = Bases(self._slot, self._progress, self._tidy)
         self._idle = IdleWatch(self._start_unload, clock)
 
     @property
@@ -102,8 +103,7 @@ class Residency(Generic[T]):
 
     def adopt(self, spec: ModelSpec, *, is_retired: bool = False) -> T | None:
         """Take over a configuration that needs no load; return the model if it is in memory."""
-        slot = self.peek(spec)
-        if slot is None:
+        if (slot := self.peek(spec)) is None:
             return None
         slot.spec, slot.is_retired = spec, is_retired
         self._idle.forget(slot)
@@ -163,15 +163,15 @@ class Residency(Generic[T]):
         """Wait for the slot's running task, or start the next one. Shielded: one caller leaving stops nobody's load."""
         if slot.task is None:
             slot.back_off(self._clock())
-            slot.task = self._spawn(slot, self._load(slot))
+            slot.task = self._spawn(slot, partial(self._load, slot))
         await asyncio.shield(slot.task)
         if slot.error is not None and slot.task is None:
             raise slot.error
 
-    def _spawn(self, slot: Slot[T], work: Awaitable[None]) -> asyncio.Task[None]:
+    def _spawn(self, slot: Slot[T], work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def run() -> None:
             try:
-                await work
+                await work()
             finally:
                 slot.task = None
                 self._tidy(slot)
@@ -227,7 +227,7 @@ class Residency(Generic[T]):
     def _start_unload(self, slot: Slot[T]) -> asyncio.Task[None]:
         followers = [self._start_unload(adapter) for adapter in slot.following]
         slot.state = ModelState.UNLOADING
-        slot.task = self._spawn(slot, self._unload(slot, followers))
+        slot.task = self._spawn(slot, partial(self._unload, slot, followers))
         return slot.task
 
     async def _unload(self, slot: Slot[T], followers: Sequence[asyncio.Task[None]]) -> None:
@@ -241,7 +241,7 @@ class Residency(Generic[T]):
             may_come = is_out and victim.has_base and not victim.is_retired
             if may_come and self.device.has_room(victim, victim.expected_bytes):
                 victim.size_bytes = victim.expected_bytes  # promised now, so that the next one sees it
-                victim.task = self._spawn(victim, self._load(victim))
+                victim.task = self._spawn(victim, partial(self._load, victim))
 
     def _tidy(self, slot: Slot[T]) -> None:
         """Wake loads that wait for room; let a retired slot go that nobody uses; watch an idle one."""
@@ -250,7 +250,8 @@ class Residency(Generic[T]):
         if not slot.n_leases and slot.task is None and not any(adapter.task for adapter in slot.adapters):
             if slot.is_retired and slot.model is None:
                 slot.rest_on(None)
-                self._slots.pop((slot.spec.key, slot.spec.digest), None)
+                if self.peek(slot.spec) is slot:  # else it has left before, and the same configuration is back
+                    del self._slots[slot.spec.key, slot.spec.digest]
             elif slot.is_retired and (slot.is_evictable or slot.state is ModelState.PARKED):
                 self._start_unload(slot)
             elif slot.spec.key not in self.device.kept:

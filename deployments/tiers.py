@@ -7,6 +7,7 @@ less worth are dropped; else it leaves memory. Used by `deployments.residency` o
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Generic, TypeVar
 
 from deployments.room import Speeds, Uses, first_to_go
@@ -26,7 +27,7 @@ class Tiers(Generic[T]):
         ram_bytes: int,
         loader: Loader[T],
         slots: Mapping[tuple[str, str], Slot[T]],
-        spawn: Callable[[Slot[T], Awaitable[None]], asyncio.Task[None]],
+        spawn: Callable[[Slot[T], Callable[[], Awaitable[None]]], asyncio.Task[None]],
         uses: Uses,
         clock: Clock,
     ) -> None:
@@ -112,7 +113,7 @@ class Tiers(Generic[T]):
             if victim is None:
                 return False
             victim.state = ModelState.UNLOADING
-            victim.task = self._spawn(victim, self._forget(victim))
+            victim.task = self._spawn(victim, partial(self._forget, victim))
             await asyncio.shield(victim.task)
         return True
 

@@ -390,3 +390,12 @@ async def test_a_change_that_was_under_way_when_its_model_was_unloaded_is_in_for
     case.table.obey({})
     await settle()
     assert memory(case) == {"/v3": "READY"}
+
+
+async def test_a_model_pinned_while_its_change_is_made_ready_is_loaded() -> None:
+    case = Case()
+    case.apply(entry("a"))
+    case.apply(entry("a", "/v2"))
+    case.apply(entry("a", "/v2", pinned=True))
+    await settle()
+    assert memory(case) == {"/v2": "READY"}

@@ -215,3 +215,20 @@ def test_a_base_used_through_its_adapter_does_not_count_as_idle() -> None:
         assert loader.unloaded == ["a", "A"]
 
     virtual_time.run(play)
+
+
+async def test_a_base_that_is_replaced_while_its_adapter_waits_for_it_leaves(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency, new = pool(100, loader), spec("A", source={"path": "/new"})
+    await use(residency, "A")
+    loader.load_s = {"a": 0.05}
+    waiting = asyncio.create_task(hold(residency, adapter("a")))
+    await settle()  # the adapter is being loaded, beside the old one
+    monkeypatch.setitem(BASES, "A:1", new)
+    residency.retire(spec("A"))
+    await waiting
+    await settle()
+    assert residency.peek(spec("A")) is None
+    assert [slot.spec.source.path for slot in residency.slots() if slot.spec.name == "A"] == ["/new"]
+    assert residency.used_bytes == 45

@@ -92,7 +92,13 @@ async def test_a_holder_that_dies_delays_nobody_while_another_could_serve(cluste
 
 async def test_a_frozen_holder_delays_nobody_for_long(cluster: Live) -> None:
     """Unlike a dead one it refuses nothing, and Serve takes half a minute to find out."""
-    pid, answers = pool_pids(cluster)[0], []
+    entry = echo(pinned=True, delay_s=0.02, timeout_s=30)
+    cluster.deploy(config(entry, pool={"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.25}}))
+    async with asyncio.timeout(60):  # the one that died before has been replaced
+        while len(pids := pool_pids(cluster)) < 2:  # noqa: ASYNC110 - another process's state
+            await asyncio.sleep(0.5)
+    await asyncio.sleep(2)  # the endpoint has heard of both
+    answers: list[tuple[float, float, int]] = []
     frozen_at = time.monotonic() + 1
 
     async def client(http: httpx.AsyncClient) -> None:
@@ -105,11 +111,11 @@ async def test_a_frozen_holder_delays_nobody_for_long(cluster: Live) -> None:
     async with httpx.AsyncClient(base_url=cluster.http_url, timeout=30, trust_env=False) as http:
         clients = [asyncio.create_task(client(http)) for _ in range(6)]
         await asyncio.sleep(1)
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(pids[0], signal.SIGSTOP)
         try:
             await asyncio.gather(*clients)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pids[0], signal.SIGCONT)
     assert {status for *_, status in answers} == {200}
     assert max(seconds for _, seconds, _ in answers) < 6, "three seconds of silence, and the answer of another"
     assert max(seconds for began, seconds, _ in answers if began > 5) < 1, "who comes later goes elsewhere at once"

@@ -4,8 +4,8 @@ A lane per model holds what waits (`lanes.py`). A call leaves at once when the l
 a copy of the model, the more requests have to gather for the next one. No timer, no window. Outcomes come back as the
 pool's batches finish, not when the whole call is done.
 
-A copy that says nothing for far longer than usual may be frozen: what is on board is asked for on the next replica as
-well, and the first answer counts (`silence.py`).
+A copy that says nothing for far longer than usual, in a pool of which a replica does not even say how it is, may be
+frozen: what is on board is asked for on the next replica as well, and the first answer counts (`silence.py`).
 
 A lane's calls run in tasks of their own with an empty context: Serve ties a call to the request it finds in the
 context, and that one's disconnect would cancel everybody in the call. Pure asyncio; called by `gateway.py`, sends
@@ -32,6 +32,7 @@ from serve_app.lanes import COPY_HOLD_S, Call, Lane, OnBoard, Send, Target, Wait
 logger = logging.getLogger(__name__)
 
 WARM_S = 60.0  # how long a copy may take to load
+_LOOK_AGAIN_S = 1.0
 _MANY_LANES = 4096  # kept; beyond, idle ones are forgotten
 
 
@@ -64,10 +65,12 @@ class Forwarder:
         clock: Clock = MONOTONIC,
         observe: Callable[[Call], None] = lambda _: None,
         tell: Tell | None = None,
+        has_silent: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._send = send
         self._clock = clock
         self._observe = observe
+        self._has_silent = has_silent  # whether replicas of a pool do not even say how they are
         self._alarms = Alarms(clock)
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,7 +205,9 @@ class Forwarder:
         if target.n_replicas < 2:
             return
         left_s = silence.patience_s(target.load_s) - silence.silent_s(sent.holder, now, sent.at)
-        if left_s <= 0:
+        if left_s <= 0 and not self._has_silent(target.pool):
+            left_s = _LOOK_AGAIN_S  # it is only slow: asking others as well would add to what makes it so
+        elif left_s <= 0:
             silence.suspect(sent.holder, now)
             if silence.instead_of(sent.holder, target.n_replicas, now) != sent.holder:
                 sent.detour = self._spawn(self._take_detour(sent))

@@ -66,7 +66,12 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._registry = Registry()
         self._pools = PoolControl(self._registry, self._handles)
         self._metrics = IngressMetrics()
-        self._forwarder = Forwarder(self._handles.send, observe=self._metrics.call, tell=self._handles.tell_left)
+        self._forwarder = Forwarder(
+            self._handles.send,
+            observe=self._metrics.call,
+            tell=self._handles.tell_left,
+            has_silent=self._registry.has_silent,
+        )
         self._shadows = Shadows(self._registry, self._ask, self._metrics.traffic)
         self._auth = Authenticator()
         self._limits = Limits(self._metrics, open_redis)

@@ -75,6 +75,11 @@ class Registry:
         """Names of the pool applications."""
         return tuple(self._pools)
 
+    def has_silent(self, pool: str) -> bool:
+        """Return whether a pool has replicas that did not answer when they were asked last."""
+        entry = self._pools.get(pool)
+        return entry is not None and entry.status is not None and (entry.problem != "" or entry.status.n_silent > 0)
+
     def update(self, pool: str, status: PoolStatus | None, problem: str = "") -> None:
         """Take a pool's word, or note that it did not answer."""
         entry = self._pools.get(pool)

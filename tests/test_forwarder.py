@@ -720,3 +720,20 @@ def test_two_silent_replicas_cost_an_answer_only_at_the_deadline() -> None:
         await forwarder.aclose()
 
     virtual_time.run(play)
+
+
+def test_a_busy_replica_that_says_how_it_is_is_waited_for() -> None:
+    async def play() -> None:
+        replicas, clock = Replicas(0), asyncio.get_running_loop().time
+        silent: set[str] = set()
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda pool: pool in silent)
+        target = Target("pool", "m:1", n_replicas=2)
+        asked = asyncio.create_task(forwarder.forward(target, request("a"), clock() + 30))
+        await asyncio.sleep(15)
+        assert [copy for copy, _ in replicas.asked] == [0]
+        silent.add("pool")
+        await asked
+        assert clock() < 17
+        await forwarder.aclose()
+
+    virtual_time.run(play)

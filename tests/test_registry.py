@@ -1,5 +1,7 @@
 """Registry: which model a name means, and what is said of those that are not there."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,16 @@ def test_any_versions_can_be_sorted_whatever_their_order(versions: list[str]) ->
     keys = [natural(version) for version in versions]
     backwards = keys[::-1]
     assert sorted(keys) == sorted(backwards)
+
+
+def test_replicas_that_fall_silent_still_count_and_are_known_of() -> None:
+    models = registry(pool=None)
+    assert not models.has_silent("pool")
+    models.update("pool", pool(model("m"), n_replicas=3))
+    assert not models.has_silent("pool")
+    models.update("pool", replace(pool(model("m"), n_replicas=2), n_silent=1))
+    assert models.has_silent("pool")
+    assert models.target(models.resolve("m")).n_replicas == 3
+    models.update("pool", None, "it did not answer")
+    assert models.has_silent("pool")
+    assert not models.has_silent("nobody")

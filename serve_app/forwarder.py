@@ -65,7 +65,7 @@ class Forwarder:
         clock: Clock = MONOTONIC,
         observe: Callable[[Call], None] = lambda _: None,
         tell: Tell | None = None,
-        has_silent: Callable[[str], bool] = lambda _: True,
+        has_silent: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._send = send
         self._clock = clock

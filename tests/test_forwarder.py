@@ -618,7 +618,7 @@ class Replicas:
 def test_a_frozen_holder_delays_nobody_for_long_while_another_could_serve() -> None:
     async def play() -> None:
         replicas, clock = Replicas(0), asyncio.get_running_loop().time
-        forwarder = Forwarder(replicas.send, clock)
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda _: True)
         target = Target("pool", "m:1", n_replicas=2)
 
         async def ask(name: str) -> float:
@@ -643,7 +643,7 @@ def test_a_frozen_holder_delays_nobody_for_long_while_another_could_serve() -> N
 def test_a_pinned_models_frozen_copy_is_left_out() -> None:
     async def play() -> None:
         replicas, clock = Replicas(1), asyncio.get_running_loop().time
-        forwarder = Forwarder(replicas.send, clock)
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda _: True)
         target = Target("pool", "m:1", n_replicas=3, is_everywhere=True)
         asking = [forwarder.forward(target, request(str(n)), clock() + 30) for n in range(200)]
         await asyncio.gather(*asking)
@@ -663,7 +663,7 @@ def test_a_pinned_models_frozen_copy_is_left_out() -> None:
 def test_a_slow_answer_is_waited_for_where_asking_another_would_not_help(target: Target) -> None:
     async def play() -> None:
         replicas, clock = Replicas(seconds=9.0), asyncio.get_running_loop().time
-        forwarder = Forwarder(replicas.send, clock)
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda _: True)
         await forwarder.forward(target, request("a"), clock() + 30)
         assert [copy for copy, _ in replicas.asked] == [0]
         await forwarder.aclose()
@@ -674,7 +674,7 @@ def test_a_slow_answer_is_waited_for_where_asking_another_would_not_help(target:
 def test_a_model_that_is_slow_is_not_taken_for_a_frozen_one_again() -> None:
     async def play() -> None:
         replicas, clock = Replicas(seconds=5.0), asyncio.get_running_loop().time
-        forwarder = Forwarder(replicas.send, clock)
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda _: True)
         target = Target("pool", "m:1", n_replicas=2)
         for n in range(4):
             await forwarder.forward(target, request(str(n)), clock() + 30)
@@ -694,7 +694,7 @@ def test_a_copy_that_answers_others_is_not_silent() -> None:
             await asyncio.sleep(8.0 if call.requests[0].request_id == "slow" else 0.5)
             yield [(i, InferResult("m", "1", {})) for i in range(len(call.requests))]
 
-        forwarder = Forwarder(send, clock)
+        forwarder = Forwarder(send, clock, has_silent=lambda _: True)
         target = Target("pool", "m:1", n_replicas=2)
         slow = asyncio.create_task(forwarder.forward(target, request("slow"), clock() + 30))
         await asyncio.sleep(0.1)
@@ -710,7 +710,7 @@ def test_a_copy_that_answers_others_is_not_silent() -> None:
 def test_two_silent_replicas_cost_an_answer_only_at_the_deadline() -> None:
     async def play() -> None:
         replicas, clock = Replicas(0, 1), asyncio.get_running_loop().time
-        forwarder = Forwarder(replicas.send, clock)
+        forwarder = Forwarder(replicas.send, clock, has_silent=lambda _: True)
         with pytest.raises(DeadlineExceeded):
             await forwarder.forward(Target("pool", "m:1", n_replicas=2), request("a"), clock() + 20)
         assert clock() == pytest.approx(20)

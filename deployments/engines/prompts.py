@@ -4,7 +4,7 @@ Called by the generating engines in the pool's text thread.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from deployments.engines.options import GenerationOptions
 from deployments.engines.params import parse_params
 from deployments.engines.spelling import Decode
 from deployments.engines.texts import read_texts
+from deployments.engines.token_bytes import token_bytes
 from deployments.errors import InputTooLong, InvalidInput
 from deployments.generation import GenerateParams, Job, Sampling
 from deployments.spec import ModelSpec
@@ -60,6 +61,10 @@ class Prompts:
         # NOTE: a copy, for the device thread: encoding may lock the original.
         own = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         return lambda ids: own.decode(list(ids), skip_special_tokens=True)
+
+    def token_bytes(self) -> Callable[[int], bytes]:
+        """Return what gives the bytes of a single token; safe in another thread, too."""
+        return token_bytes(Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str()))
 
     def jobs(self, request: InferRequest, *, shares_limit: bool = True) -> list[Job]:
         """Return one job a prompt and sequence; `shares_limit`: prompt and generated tokens have one limit together.

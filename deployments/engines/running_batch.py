@@ -19,7 +19,7 @@ import torch
 
 from deployments.chunks import Finish, TokenLogprob
 from deployments.engines.sampling import Choice, Chooser, choose
-from deployments.engines.spelling import Decode, Speller
+from deployments.engines.spelling import Spelled, Speller
 from deployments.errors import EngineFailure, ServeError
 from deployments.generation import Delta, Job, StepReport
 
@@ -80,14 +80,14 @@ class RunningBatch:
     def __init__(
         self,
         core: Core,
-        decode: Decode,
+        spelled: Spelled,
         end_ids: frozenset[int],
         max_rows: int,
         budget: int,
         adapted: Callable[[Sequence[Any]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._core = core
-        self._decode = decode
+        self._spelled = spelled
         self._end_ids = end_ids
         self._max_rows = max_rows
         self._budget = budget
@@ -117,7 +117,7 @@ class RunningBatch:
 
     def _row(self, job: Job) -> Row:
         chooser = Chooser(job.sampling, job.prompt, job.index)
-        return Row(job, chooser, Speller(self._decode, job.sampling.stop))
+        return Row(job, chooser, Speller(self._spelled.text, job.sampling.stop))
 
     def _leave(self, jobs: set[int]) -> None:
         self._waiting = deque(row for row in self._waiting if id(row.job) not in jobs)
@@ -219,11 +219,8 @@ class RunningBatch:
         return Delta(row.job, text, 1, logprobs)
 
     def _logprobs(self, choice: Choice) -> tuple[TokenLogprob, ...]:
-        top = tuple((self._spell(token), logprob) for token, logprob in choice.top)
-        return (TokenLogprob(self._spell(choice.token), choice.logprob, top),)
-
-    def _spell(self, token: int) -> bytes:
-        return self._decode([token]).encode()
+        spell = self._spelled.token
+        return (TokenLogprob(spell(choice.token), choice.logprob, tuple((spell(token), p) for token, p in choice.top)),)
 
 
 def _failure(exc: Exception) -> ServeError:

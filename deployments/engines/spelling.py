@@ -4,11 +4,20 @@ One `Speller` a sequence, called by the generating engines in the device thread.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows the first bytes of a character
 _MAX_PARTS = 8  # tokens a character may come in; beyond, its bytes are none
 
 Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """How a tokenizer writes tokens: several together as text, one alone as bytes."""
+
+    text: Decode
+    token: Callable[[int], bytes]
 
 
 class Speller:

@@ -21,7 +21,7 @@ from deployments.engines.options import GenerationOptions
 from deployments.engines.prompts import Prompts, cache_tokens, end_ids
 from deployments.engines.running_batch import Core, Row, RunningBatch
 from deployments.engines.sampling import Chooser
-from deployments.engines.spelling import Speller
+from deployments.engines.spelling import Spelled, Speller
 from deployments.engines.static_core import StaticCore
 from deployments.engines.tokens import position_limit, token_limit
 from deployments.generation import Job, Sampling, StepReport
@@ -50,12 +50,12 @@ class TextGeneration:
         self._prompts.limit = token_limit(spec.max_tokens, tokenizer_limit, position_limit(self._model), held)
         if self._prompts.limit < 2:
             raise unavailable(spec, f"options.cache_bytes {self._options.cache_bytes} holds {held} tokens; give more")
-        decode = self._prompts.decoder()
+        spelled = Spelled(self._prompts.decoder(), self._prompts.token_bytes())
         config = self._model.generation_config or GenerationConfig()
         budget = min(self._options.prompt_tokens_per_step, spec.batch.max_tokens)
         self._adapters = Adapters(self._model)
         ends = end_ids(config, self._prompts.end_id)
-        self._batch = RunningBatch(core, decode, ends, spec.batch.max_items, budget, self._adapters.applied)
+        self._batch = RunningBatch(core, spelled, ends, spec.batch.max_items, budget, self._adapters.applied)
 
     @property
     def is_continuous(self) -> bool:

@@ -171,6 +171,24 @@ def test_stop_strings_end_a_sequence_and_are_not_shown(tiny: Callable[[str], Pat
     assert run.finish[next(iter(run.finish))] is Finish.LENGTH
 
 
+@pytest.mark.parametrize("prompt", ["hello", "Grüße, 🎈", "a"])
+def test_the_tokens_of_log_probabilities_make_up_the_text_byte_by_byte(prompt: str, llama: TextGeneration) -> None:
+    (job,) = llama.prepare(request(prompt, logprobs=1, max_tokens=40, ignore_eos=True, temperature=1.0, seed=1))
+    text, spelled = "", b""
+    report = llama.step([job], ())
+    while True:
+        for delta in report.deltas:
+            text += delta.text
+            spelled += b"".join(token.token for token in delta.logprobs)
+        if not report.n_running:
+            break
+        report = llama.step((), ())
+    assert b"\xef\xbf\xbd" not in spelled
+    for name in (b"<s>", b"</s>", b"<unk>"):  # special tokens, part of no text
+        spelled = spelled.replace(name, b"")
+    assert spelled.decode(errors="replace") == text
+
+
 def test_logprobs_penalties_and_biases(tiny: Callable[[str], Path]) -> None:
     engine = load(tiny("llama"))
     report = engine.step(engine.prepare(request("hi", logprobs=3, max_tokens=1)), ())

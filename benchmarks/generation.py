@@ -5,8 +5,9 @@
 The same model (SmolLM2-135M in float32), prompts and machine; greedy. In each round all sides run at every load, one
 after the other; a peer that is not being measured stands still. Texts must be equal. Time to first token and time a
 token are of streamed chat completions (`generate_batch` does not stream: its first token is its last); tokens/s counts
-all streams; CPU is that of the side's own processes. What the endpoint adds to the first token is measured against a
-bare `generate` of one token in turn with it. Results are kept as JSON with machine and versions, and issue 7's bars.
+all streams; CPU is that of the side's own processes. What the endpoint adds to the first token is what a request took
+beyond the model's own step for it; a bare `generate` of one token, in turn with it, stands beside. Results are kept
+as JSON with machine and versions, and issue 7's bars.
 """
 
 import argparse
@@ -72,22 +73,22 @@ def middle_and_tail(values: Sequence[float]) -> tuple[float, float]:
     return statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
 
 
-def added_first_token_ms(ours: Ours, bare: GenerateBatch) -> dict[str, float]:
-    """Return the medians of first tokens over HTTP and of a bare model's, and of their difference pair by pair."""
-    pairs = []
+def first_token(ours: Ours, bare: GenerateBatch) -> dict[str, float]:
+    """Return medians of the first token over HTTP, of what lay outside the model's own step, and of a bare model's."""
+    found: list[tuple[float, float, float]] = []
     for _ in range(N_FIRST):
         bare.freeze(False)
         theirs = bare.first_token_s()
         bare.freeze(True)
+        steps_s = ours.step_s()
         (told,) = ours.run(1, 1)
-        pairs.append((told.times[0] - told.sent, theirs))
-    first, theirs, added = (
-        statistics.median(values) for values in (*zip(*pairs, strict=True), [a - b for a, b in pairs])
-    )
-    return {"ours_ms": 1e3 * first, "bare_ms": 1e3 * theirs, "added_ms": 1e3 * added}
+        seconds = told.times[0] - told.sent
+        found.append((seconds, seconds - (ours.step_s() - steps_s), theirs))
+    ours_s, added_s, bare_s = (statistics.median(column) for column in zip(*found, strict=True))
+    return {"ours_ms": 1e3 * ours_s, "added_ms": 1e3 * added_s, "bare_generate_ms": 1e3 * bare_s}
 
 
-def bars(cells: Sequence[Cell], added: dict[str, float] | None) -> list[Bar]:
+def bars(cells: Sequence[Cell], first: dict[str, float] | None) -> list[Bar]:
     """Return the bars of issue 7 that these figures say something about; ratios are medians of those of each round."""
 
     def ratio(load: int, peer: str) -> float | None:
@@ -102,8 +103,8 @@ def bars(cells: Sequence[Cell], added: dict[str, float] | None) -> list[Bar]:
         for peer, wanted in ((TransformersServe.name, 1.0), (GenerateBatch.name, 0.9)):
             if (value := ratio(load, peer)) is not None and (peer == TransformersServe.name or load == 32):
                 found.append(Bar(f"{load} streams: tokens/s ÷ {peer}'s", value, wanted))
-    if added:
-        found.append(Bar("1 stream: ms added to the first token", added["added_ms"], 10, at_least=False))
+    if first:
+        found.append(Bar("1 stream: ms added to the first token", first["added_ms"], 10, at_least=False))
     return found
 
 
@@ -133,15 +134,15 @@ def main() -> None:
     sides: dict[str, Any] = {}
     cells: list[Cell] = []
     equal: list[bool] = []
-    added = None
+    first = None
     try:
         for kind in args.sides:
             side = sides[kind] = SIDES[kind](folder)
             side.run(1, 4)
             side.freeze(True)
         if "ours" in sides and "generate_batch" in sides:
-            added = added_first_token_ms(sides["ours"], sides["generate_batch"])
-            print(json.dumps(added), flush=True)
+            first = first_token(sides["ours"], sides["generate_batch"])
+            print(json.dumps(first), flush=True)
         for _ in range(args.rounds):
             for load in args.loads:
                 texts: dict[str, list[str]] = {}
@@ -153,13 +154,13 @@ def main() -> None:
     finally:
         for side in sides.values():
             side.stop()
-    found = bars(cells, added)
+    found = bars(cells, first)
     print(table(cells), f"{sum(equal)} of {len(equal)} texts equal on all sides", bars_table(found), sep="\n\n")
     content = {
         "machine": describe(),
         "cells": [asdict(cell) for cell in cells],
         "equal": equal,
-        "first_token": added,
+        "first_token": first,
         "bars": [asdict(bar) for bar in found],
     }
     print(save(STATE / "results", "generation", content))

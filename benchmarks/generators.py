@@ -95,6 +95,12 @@ class Ours:
     def run(self, load: int, n_tokens: int) -> list[Told]:
         return asyncio.run(streams(self._cluster.http_url, "smollm2", load, n_tokens))
 
+    def step_s(self) -> float:
+        """Return how long all steps of the model have taken so far."""
+        page = httpx.get(f"{self._cluster.http_url}/metrics", timeout=30, trust_env=False).text
+        sums = [line for line in page.splitlines() if line.startswith("model_endpoint_step_seconds_sum")]
+        return sum(float(line.rpartition(" ")[2]) for line in sums)
+
     def processes(self) -> Sequence[Process]:
         return node.processes(self._state)
 

@@ -88,11 +88,15 @@ class Prompts:
         if len(given) != 1:
             raise InvalidInput("give either 'text' or 'messages', and not both", field="inputs")
         texts = read_texts(request.inputs, given[0])
+        fields = [f"{given[0]}[{i}]" for i in range(len(texts))]
         if given[0] == "messages":
-            texts = [self._conversation(text, f"messages[{i}]") for i, text in enumerate(texts)]
+            fields = (
+                fields if len(texts) > 1 else ["messages"]
+            )  # a chat's only conversation: messages[0] is its first turn
+            texts = list(map(self._conversation, texts, fields))
         # A chat template writes the special tokens itself.
         encoded = self._tokenizer(texts, add_special_tokens=given[0] == "text", verbose=False)["input_ids"]
-        prompts = [Prompt(f"{given[0]}[{i}]", ids) for i, ids in enumerate(encoded)]
+        prompts = list(map(Prompt, fields, encoded))
         for prompt in prompts:
             if not prompt.ids:
                 raise InvalidInput(f"{prompt.field} is empty: it has no tokens", field=prompt.field)

@@ -31,14 +31,15 @@ class Message(Wire):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(default=None, description="handed to the model's chat template")
     refusal: None = None
 
     def plain(self) -> dict[str, str]:
         """Return it as chat templates read it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
 
 
 class ResponseFormat(Wire):

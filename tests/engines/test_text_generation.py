@@ -211,7 +211,7 @@ def test_a_conversation_goes_through_the_models_template(tiny: Callable[[str], P
     assert decoded == "<s>user: hello</s><s>assistant: "
     with pytest.raises(InvalidInput, match="unknown role robot") as caught:
         engine.prepare(chat({"role": "robot", "content": "hello"}))
-    assert caught.value.details["field"] == "messages[0]"
+    assert caught.value.details["field"] == "messages"
     with pytest.raises(InvalidInput, match="no chat template"):
         load(tiny("gpt2")).prepare(chat({"role": "user", "content": "hello"}))
 
@@ -225,9 +225,9 @@ NO_CONVERSATIONS = [
 
 @pytest.mark.parametrize("conversation", NO_CONVERSATIONS)
 def test_what_is_no_conversation_is_refused(conversation: str, llama: TextGeneration) -> None:
-    with pytest.raises(InvalidInput, match=r"messages\[0\]") as caught:
+    with pytest.raises(InvalidInput, match=r"^messages: (must be|is not)") as caught:
         llama.prepare(InferRequest("g", {"messages": text_array([conversation])}))
-    assert caught.value.details["field"] == "messages[0]"
+    assert caught.value.details["field"] == "messages"
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ foo() }}"])

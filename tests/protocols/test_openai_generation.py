@@ -25,7 +25,7 @@ async def test_chat(api: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
         model="smollm2",
         messages=[
             {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief"}]},
-            *HELLO,
+            {"role": "user", "content": "Hi!", "name": "ada"},
         ],
         temperature=0,
         max_completion_tokens=9,
@@ -39,7 +39,7 @@ async def test_chat(api: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 8, 15)
     (request,) = gateway.requests
-    messages = b'[{"role":"system","content":"Be brief"},{"role":"user","content":"Hi!"}]'
+    messages = b'[{"role":"system","content":"Be brief"},{"role":"user","content":"Hi!","name":"ada"}]'
     assert request.inputs["messages"].tolist() == [messages]
     assert request.params == {"temperature": 0, "max_tokens": 9, "seed": 3, "stop": "\n", "n": 2, "top_k": 5}
 

@@ -62,14 +62,23 @@ class KeyValueTable(Cache):
         return n_rows * blocks(width) * BLOCK <= self.max_tokens
 
     def reserve(self, n_rows: int, width: int, n_used: int) -> None:
-        """Make room for `n_rows` of `width` tokens, keeping the first `n_used` rows as they are."""
+        """Make room for `n_rows` of `width` tokens, keeping the first `n_used` rows as they are.
+
+        Without memory for it, the table is empty when this raises.
+        """
         if n_rows <= self.n_rows and width <= self.width:
             return
         # Some room ahead, so that growing costs a copy now and then only; never more than is allowed.
         wide = blocks(width + width // 4) * BLOCK
         wide = wide if n_rows * wide <= self.max_tokens else blocks(width) * BLOCK
         rows = min(1 << (n_rows - 1).bit_length(), max(self.max_tokens // wide, n_rows))
-        keep = min(n_used, self.n_rows)
+        try:
+            self._resize(rows, wide, min(n_used, self.n_rows))
+        except Exception:
+            self.clear()  # no memory: some layers are of the new size already, and no row is whole any more
+            raise
+
+    def _resize(self, rows: int, wide: int, keep: int) -> None:
         common = min(wide, self.width)
         for index, shape in enumerate(self._shapes):
             for tensors, dim in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):

@@ -263,6 +263,32 @@ def test_what_cannot_fit_is_refused_by_name(tiny: Callable[[str], Path]) -> None
         assert caught.value.details["field"] == field
 
 
+def test_a_cache_that_finds_no_memory_fails_who_runs_and_nobody_later(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(tiny("llama"))
+    alone = Run(engine).all(engine.prepare(request("hello", ignore_eos=True, max_tokens=80)))
+    run = Run(engine)
+    (job,) = engine.prepare(request("a", ignore_eos=True, max_tokens=200))
+    run.step([job])
+    zeros, n_left = torch.zeros, 2
+
+    def scarce(*sizes: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal n_left
+        n_left -= 1
+        if n_left < 0:
+            raise RuntimeError("not enough memory: you tried to allocate")
+        return zeros(*sizes, **kwargs)
+
+    monkeypatch.setattr("deployments.engines.kv_table.torch.zeros", scarce)
+    more = engine.prepare(request(*PROMPTS * 4, ignore_eos=True, max_tokens=2))
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        engine.step(more, ())
+    monkeypatch.undo()
+    engine.step((), [job, *more])  # as the stepper does
+    assert Run(engine).all(engine.prepare(request("hello", ignore_eos=True, max_tokens=80))) == alone
+
+
 def test_a_row_without_numbers_fails_alone(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load(tiny("llama"))
     core = engine._batch._core

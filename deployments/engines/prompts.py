@@ -45,6 +45,7 @@ class Prompts:
         if options.chat_template is not None:
             self._tokenizer.chat_template = options.chat_template
             _check_template(self._tokenizer, spec)
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         self._spec = spec
         self._options = options
         self._vocabulary = vocabulary
@@ -94,6 +95,8 @@ class Prompts:
                 fields if len(texts) > 1 else ["messages"]
             )  # a chat's only conversation: messages[0] is its first turn
             texts = list(map(self._conversation, texts, fields))
+        for text, field in zip(texts, fields, strict=True):
+            self._check_length(text, field)
         # A chat template writes the special tokens itself.
         encoded = self._tokenizer(texts, add_special_tokens=given[0] == "text", verbose=False)["input_ids"]
         prompts = list(map(Prompt, fields, encoded))
@@ -101,6 +104,17 @@ class Prompts:
             if not prompt.ids:
                 raise InvalidInput(f"{prompt.field} is empty: it has no tokens", field=prompt.field)
         return prompts
+
+    def _check_length(self, text: str, field: str) -> None:
+        """Refuse at once what tokens could never hold: a megabyte takes a second of the thread that all share."""
+        if len(text) > self.limit * self._longest_token:
+            raise InputTooLong(
+                f"{field} has {len(text)} characters, more than the {self.limit} tokens this model takes can hold. "
+                "Shorten it",
+                field=field,
+                n_characters=len(text),
+                max_tokens=self.limit,
+            )
 
     def _conversation(self, text: str, field: str) -> str:
         if not self._tokenizer.chat_template:

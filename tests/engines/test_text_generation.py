@@ -250,6 +250,20 @@ def test_a_bias_for_what_is_no_token_is_refused(token: str, llama: TextGeneratio
     assert len(caught.value.message) < 300
 
 
+def test_what_no_tokens_could_hold_is_refused_before_it_is_cut_into_tokens(
+    llama: TextGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> Any:
+        raise AssertionError("seconds of the thread that all prompts share")
+
+    monkeypatch.setattr(type(llama._prompts._tokenizer), "__call__", slow)
+    with pytest.raises(InputTooLong, match=r"text\[1\] has 1000000 characters") as caught:
+        llama.prepare(request("a", "b" * 1_000_000))
+    assert caught.value.details["field"] == "text[1]"
+    with pytest.raises(InputTooLong, match="messages has 10000"):
+        llama.prepare(chat({"role": "user", "content": "b" * 1_000_000}))
+
+
 def test_what_cannot_fit_is_refused_by_name(tiny: Callable[[str], Path]) -> None:
     engine = load(tiny("llama"), max_tokens=32)
     with pytest.raises(InputTooLong, match=r"text\[0\] has 40 tokens; this model takes 31"):

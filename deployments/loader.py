@@ -18,6 +18,7 @@ from deployments.batching import BatchQueue
 from deployments.chunks import GENERATIVE_TASKS
 from deployments.engines import ENGINES, cache_bytes, engine_name, give_back, load_engine, run_measured
 from deployments.engines.base import Engine, Parkable
+from deployments.errors import ModelUnavailable
 from deployments.generating import AdapterModel, GeneratingModel, Resident
 from deployments.generation import Generator, Job, StepReport
 from deployments.loaded import LoadedModel
@@ -68,6 +69,7 @@ class EngineLoader:
         self._turns = Turns(clock)  # whose batch may run on the device
         self._n_moves = 0  # loads, unloads and the like begun; while one runs, memory says nothing about batches
         self._n_moving = 0
+        self._generators: list[tuple[str, Generator]] = []  # in memory; of a key more than one while it is replaced
         self._giving_back: asyncio.TimerHandle | None = None
         self.learn_peak: Callable[[ModelSpec, int], None] = lambda *_: None  # told what batches take besides weights
 
@@ -97,6 +99,8 @@ class EngineLoader:
         started = self._clock()
         try:
             engine = await self._moving(self._load, spec)
+            if spec.base is not None:
+                self._check_fits(spec.base, engine)
         except Exception:
             self._metrics.loaded(spec, self._clock() - started, is_failed=True)
             raise
@@ -126,6 +130,7 @@ class EngineLoader:
     async def unload(self, model: Resident) -> None:
         """Drop the weights; a model that will not go quietly is logged, never kept."""
         await self._settling.leave(model.engine)
+        self._generators = [(key, engine) for key, engine in self._generators if engine is not model.engine]
         try:
             await self._moving(model.engine.close)
         except Exception:
@@ -160,8 +165,23 @@ class EngineLoader:
         return engine
 
     def _generating(self, spec: ModelSpec, engine: Generator, turn: Turn) -> GeneratingModel:
+        self._generators.append((spec.key, engine))
         queue = self._stepper(spec, engine, turn)
         return GeneratingModel(spec, engine, queue, self._text, self._clock, self._metrics.generated)
+
+    def _check_fits(self, base: str, adapter: Engine) -> None:
+        """Check that an adapter was made for its base, which is here before it. Raises ModelUnavailable."""
+        misfit: ModelUnavailable | None = None
+        for engine in [engine for key, engine in self._generators if key == base]:
+            try:
+                engine.check_adapter(adapter)
+            except ModelUnavailable as exc:
+                misfit = exc
+            else:
+                return
+        if misfit is not None:
+            adapter.close()
+            raise misfit
 
     def _stepper(self, spec: ModelSpec, engine: Generator, turn: Turn) -> Stepper:
         def observe(report: StepReport, step_s: float) -> None:

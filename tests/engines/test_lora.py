@@ -113,6 +113,24 @@ async def test_a_pool_keeps_the_base_once_and_evicts_adapters_like_models(
     await replica.aclose()
 
 
+async def test_an_adapter_that_does_not_fit_its_base_says_so_where_operators_look(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    wrong, right = adapter_folder(tmp_path / "wrong", 1, out=48), adapter_folder(tmp_path / "right", 1)
+    replica = PoolReplica(PoolArgs(budget_bytes=1 << 30, cache_dir=str(tmp_path / "cache")))
+    models = [entry("base", tiny("llama"), options={"cache_bytes": "1MiB"})]
+    models += [entry("wrong", wrong, base="base:1", pinned=True), entry("right", right, base="base:1")]
+    replica.configure({"models": models})
+    with pytest.raises(ModelUnavailable, match="another size"):
+        await collect(replica.stream("wrong:1", ask("hello")))
+    found = {status.name: status for status in replica.statuses()}
+    assert found["wrong"].state is ModelState.UNAVAILABLE
+    assert "its layer model.layers.0" in found["wrong"].reason
+    assert found["wrong"].size_bytes == 0
+    assert (await collect(replica.stream("right:1", ask("hello")))).model == "right"
+    await replica.aclose()
+
+
 async def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     replica = PoolReplica(PoolArgs(budget_bytes=1, cache_dir=str(tmp_path)))
     replica.configure({"models": [entry("a", Path("/x"), base="b:1"), entry("c", Path("/x"))]})

@@ -132,6 +132,27 @@ def test_tritonclient_streams_tokens(client_python: Path, endpoint: Live) -> Non
     asyncio.run(until(lambda: is_idle(endpoint)))
 
 
+async def test_a_python_caller_that_closes_its_stream_stops_the_generation(endpoint: Live) -> None:
+    script = """
+import asyncio, ray; ray.init(log_to_driver=False)
+from serve_app.client import connect
+endpoint, wish = connect(), {"max_tokens": 4000, "temperature": 0.0, "ignore_eos": True}
+stream = endpoint.stream("tiny", "hello", parameters=wish)
+print("said", len(next(iter(stream)).text) > 0)
+stream.close()
+
+async def leave():
+    async for chunk in endpoint.stream("tiny", "hello", parameters=wish):
+        return chunk.text
+print("said", len(asyncio.run(leave())) > 0)
+"""
+    generated = metric(endpoint, "model_endpoint_generated_tokens_total")
+    said = await asyncio.to_thread(endpoint.run_driver, script)
+    assert said.split() == ["said", "True"] * 2
+    await until(lambda: is_idle(endpoint))
+    assert metric(endpoint, "model_endpoint_generated_tokens_total") - generated < 6000
+
+
 async def test_a_deadline_that_passes_mid_stream_is_an_error_event_and_frees(
     endpoint: Live, http: httpx.AsyncClient
 ) -> None:

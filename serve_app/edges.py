@@ -15,7 +15,8 @@ MAX_HEADER_BYTES = 32 * 2**10
 TIMEOUT = "x-request-timeout-seconds"
 OUR_TIMEOUT = "x-model-endpoint-timeout-seconds"  # the same, after `front.py` has hidden it from Serve
 # The first would keep work running for a client that has left; the second is how Serve marks calls between replicas.
-_FORBIDDEN = ("x-request-disconnect-disabled", "serve_multiplexed_model_id", "serve-multiplexed-model-id")
+_FORBIDDEN = ("x-request-disconnect-disabled", "serve_multiplexed_model_id")
+_SUSPECT = (b"x-request-d", b"serve")  # Serve takes - and _ for the same in the second
 # Two of these, and a proxy in front may have looked at the other one.
 _SINGLE = frozenset(
     (
@@ -56,11 +57,11 @@ def check_head(raw: Iterable[tuple[bytes, bytes]]) -> Head:
             raise HeadersTooLarge(f"headers: more than {MAX_HEADERS}, or than {MAX_HEADER_BYTES} bytes together")
         name = key.decode("latin-1")
         if key in _SINGLE and name in headers:
+            name = TIMEOUT if name == OUR_TIMEOUT else name
             raise InvalidInput(f"{name}: is sent more than once", field=name)
-        headers[name] = value.decode("latin-1")
-    for name in _FORBIDDEN:
-        if name in headers:
+        if key.startswith(_SUSPECT) and (name if name[0] == "x" else name.replace("-", "_")) in _FORBIDDEN:
             raise InvalidInput(f"{name}: is not allowed; leave the header out", field=name)
+        headers[name] = value.decode("latin-1")
     if OUR_TIMEOUT in headers:
         return Head(headers, _time_limit(headers[OUR_TIMEOUT]))
     if TIMEOUT not in headers:

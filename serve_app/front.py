@@ -6,15 +6,21 @@ path. Serve builds it in where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH says `s
 it the endpoint works, and only those answers are Serve's.
 """
 
+import logging
+from collections.abc import Iterable
+from typing import TypeAlias
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import DeadlineExceeded, Overloaded, PoolUnavailable, RouteNotFound, ServeError
+from deployments.errors import DeadlineExceeded, InvalidInput, Overloaded, PoolUnavailable, RouteNotFound, ServeError
 from deployments.types import MONOTONIC, Clock
 from serve_app.edges import OUR_TIMEOUT, TIMEOUT
 from serve_app.error_headers import headers_of
 from serve_app.protocols import dialect_of
 
+_log = logging.getLogger(__name__)
+Header: TypeAlias = tuple[bytes, bytes]
 _THEIRS = TIMEOUT.encode()
 _OURS = OUR_TIMEOUT.encode()
 _SERVES_OWN = "/-/"  # health and routes of a replica, for HAProxy
@@ -38,47 +44,71 @@ class Front:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
-        headers = scope["headers"]
-        for name, _ in headers:
-            if name == _THEIRS:
-                renamed = [(_OURS if name == _THEIRS else name, value) for name, value in headers]
-                scope = {**scope, "headers": renamed}
-                break
-        started = self._clock()
-        bare: Message | None = None
+        telling = _Telling(scope, send, self._clock)
+        try:
+            await self._app(_without_limit(scope), receive, telling.send)
+        except Exception as exc:
+            if telling.has_begun:
+                raise
+            await telling.say(_stumbled_over(exc, scope["path"]))
 
-        async def told(message: Message) -> None:
-            nonlocal bare
-            if message["type"] == "http.response.start" and message["status"] >= 400 and _is_bare(message):
-                bare = message  # its body says nothing that clients of a protocol could read
-            elif bare is None:
-                await send(message)
-            elif not message.get("more_body", False):
-                await _say(bare, scope, send, self._clock() - started)
 
-        await self._app(scope, receive, told)
+class _Telling:
+    """One answer on its way out."""
+
+    def __init__(self, scope: Scope, send: Send, clock: Clock) -> None:
+        self._scope = scope
+        self._send = send
+        self._clock = clock
+        self._started = clock()
+        self._bare: Message | None = None
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; of a bare answer only what it means."""
+        self.has_begun = True
+        if message["type"] == "http.response.start" and message["status"] >= 400 and _is_bare(message):
+            self._bare = message  # its body says nothing that clients of a protocol could read
+        elif self._bare is None:
+            await self._send(message)
+        elif not message.get("more_body", False):
+            await self.say(_MEANINGS[self._bare["status"]], self._bare["headers"])
+
+    async def say(self, error: ServeError, headers: Iterable[Header] = ()) -> None:
+        """Answer with an error of ours; `headers` are Serve's."""
+        scope, given = self._scope, {bytes(name).lower(): bytes(value) for name, value in headers}
+        dialect = dialect_of(scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/"))
+        body = dialect.envelope(error, given.get(b"x-request-id", b"").decode("latin-1"))
+        added = {
+            b"content-type": b"application/json",
+            b"content-length": str(len(body)).encode(),
+            **{name.encode(): value.encode() for name, value in headers_of(error).items()},
+            b"server-timing": f"total;dur={(self._clock() - self._started) * 1e3:.3f}".encode(),
+            **{name: value for name, value in given.items() if name in (b"x-request-id", b"retry-after")},
+        }
+        status = dialect.status(error)
+        await self._send({"type": "http.response.start", "status": status, "headers": list(added.items())})
+        await self._send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _without_limit(scope: Scope) -> Scope:
+    for name, _ in scope["headers"]:
+        if name == _THEIRS:
+            renamed = [(_OURS if name == _THEIRS else name, value) for name, value in scope["headers"]]
+            return {**scope, "headers": renamed}
+    return scope
+
+
+def _stumbled_over(exc: Exception, path: str) -> ServeError:
+    if isinstance(exc, UnicodeDecodeError):  # Serve decodes some headers before anybody else looks at them
+        return InvalidInput("headers: values that Serve reads, such as X-Request-ID, have to be UTF-8", field="headers")
+    _log.error("Serve failed on a request to %s", ascii(path), exc_info=exc)
+    return _MEANINGS[500]
 
 
 def _is_bare(start: Message) -> bool:
     """Return whether an answer is Serve's: ours tell their timing, and preflights of CORS are neither's."""
     return start["status"] in _MEANINGS and not any(name == b"server-timing" for name, _ in start["headers"])
-
-
-async def _say(bare: Message, scope: Scope, send: Send, seconds: float) -> None:
-    given = {name.lower(): value for name, value in bare["headers"]}
-    error = _MEANINGS[bare["status"]]
-    dialect = dialect_of(scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/"))
-    request_id = given.get(b"x-request-id", b"").decode("latin-1")
-    body = dialect.envelope(error, request_id)
-    headers = {
-        b"content-type": b"application/json",
-        b"content-length": str(len(body)).encode(),
-        **{name.encode(): value.encode() for name, value in headers_of(error).items()},
-        b"server-timing": f"total;dur={seconds * 1e3:.3f}".encode(),
-        **{name: value for name, value in given.items() if name in (b"x-request-id", b"retry-after")},
-    }
-    await send({"type": "http.response.start", "status": dialect.status(error), "headers": list(headers.items())})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 _MEANINGS: dict[int, ServeError] = {

@@ -46,7 +46,13 @@ def test_other_headers_may_come_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["x-request-disconnect-disabled", "serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"]
+    "name",
+    [
+        "x-request-disconnect-disabled",
+        "serve_multiplexed_model_id",
+        "Serve-Multiplexed-Model-Id",
+        "serve_Multiplexed-model_id",
+    ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/embeddings", "/v2/predict"])
 async def test_orders_to_serve_are_refused(client: httpx.AsyncClient, path: str, name: str) -> None:

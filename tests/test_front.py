@@ -105,6 +105,29 @@ async def test_serve_does_not_see_the_time_limit_and_we_do_in_full() -> None:
     assert check_head(serve.scope["headers"]).limit_s == 0.5
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"), 400, "invalid_input"), (ValueError("secret"), 500, "internal")],
+)
+async def test_what_serve_stumbles_over_is_an_answer_too(error: Exception, status: int, code: str) -> None:
+    async def stumbles(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    found, headers, body = await ask(stumbles)  # type: ignore[arg-type]
+    assert (found, orjson.loads(body)["error"]["code"]) == (status, code)
+    assert "secret" not in body.decode()
+    assert headers["content-length"] == str(len(body))
+
+
+async def test_what_breaks_after_it_began_is_not_answered_twice() -> None:
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": OURS})
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - raised here, without a message
+        await ask(breaks)  # type: ignore[arg-type]
+
+
 async def test_what_is_no_http_passes() -> None:
     serve = Serve()
     await Front(serve)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]

@@ -125,7 +125,8 @@ class Calls:
         self.gateway.record(context)
         if context.action is Action.ADMIN:
             audit(context.method, **context.audited({"model": context.model}))
-        added = {**context.headers, **more, "x-request-id": context.request_id}
+        timing = context.server_timing(MONOTONIC())
+        added = {**context.headers, **more, "x-request-id": context.request_id, "server-timing": timing}
         rpc.set_trailing_metadata([(key.lower(), value) for key, value in added.items()])
 
 

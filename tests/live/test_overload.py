@@ -13,12 +13,10 @@ from live_cluster import Live
 
 pytestmark = pytest.mark.timeout(300)
 
-PER_S = 160.0  # batches of 8, 50 ms each; what is left of it on a machine that is busy with the attack is less
-
 
 @pytest.fixture(scope="module")
 def endpoint(cluster: Live) -> Live:
-    parsed = config(echo("slow", pinned=True, delay_s=0.05, batch={"max_items": 8}))
+    parsed = config(echo("slow", pinned=True, delay_s=0.05, batch={"max_items": 8}))  # 160 a second at most
     ingress = parsed["applications"][0]["deployments"][0]
     ingress |= {"max_ongoing_requests": 300, "max_queued_requests": 100}
     ingress["logging_config"]["encoding"] = "JSON"
@@ -30,6 +28,7 @@ def endpoint(cluster: Live) -> Live:
 @dataclass
 class Seen:
     codes: Counter[str] = field(default_factory=Counter)
+    ids: list[str] = field(default_factory=list)
     waits: list[int] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -40,6 +39,7 @@ class Seen:
         self.codes[f"{status} {code}"] += 1
         if "server-timing" not in headers or "x-request-id" not in headers:
             self.wrong.append(f"{status} without our headers: {headers}")
+        self.ids.append(headers.get("x-request-id", ""))
         if status in (429, 503):
             self.waits.append(int(headers["retry-after"]))
             self.refused_s.append(seconds)
@@ -77,13 +77,13 @@ async def attack(endpoint: Live, n_connections: int, seconds: float, **headers: 
 
 
 async def test_what_would_be_late_is_refused_at_once_and_what_can_be_done_is_done(endpoint: Live) -> None:
-    """240 connections that each give half a second, where 160 a second can be answered."""
-    await attack(endpoint, 100, 2.0)  # speed is learned from what is answered
+    """200 connections that each give half a second, where 160 a second can be answered."""
+    patient = await attack(endpoint, 100, 2.0)  # speed is learned from what is answered
     seen = await attack(endpoint, 200, 5.0, **{"x-request-timeout-seconds": "0.5"})
     print(seen.codes, Counter(seen.waits))  # noqa: T201
     assert seen.wrong == []
     assert set(seen.codes) <= {"200 ok", "429 overloaded", "504 deadline_exceeded"}
-    assert seen.codes["200 ok"] > 0.3 * PER_S * 5.0
+    assert seen.codes["200 ok"] > 0.3 * patient.codes["200 ok"]
     assert seen.codes["429 overloaded"] > seen.codes["504 deadline_exceeded"]
     assert set(seen.waits) <= {1, 2}
 
@@ -94,17 +94,26 @@ async def test_plain_overload_is_shed_with_the_time_to_come_back(endpoint: Live)
     print(seen.codes, Counter(seen.waits))  # noqa: T201
     assert seen.wrong == []
     assert set(seen.codes) <= {"200 ok", "429 overloaded"}
-    assert seen.codes["200 ok"] > 0.3 * PER_S * 5.0
+    assert seen.codes["200 ok"] > 240
     assert seen.codes["429 overloaded"] > 0
     assert set(seen.waits) <= {1, 2, 3}
 
 
+async def test_a_header_that_serve_cannot_read_is_a_400_of_ours(endpoint: Live) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.cluster.http_port)
+    writer.write(b"GET /v2/models/slow HTTP/1.1\r\nhost: h\r\nx-request-id: \xe9\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"content-length" in head.lower()
+    assert b"server-timing" in head.lower()
+    writer.close()
+
+
 async def test_the_access_log_has_a_json_object_a_request(endpoint: Live) -> None:
-    before = {line["request_id"] for line in access_log(endpoint)}
     seen = await attack(endpoint, 40, 1.0)
     await asyncio.sleep(0.5)
-    lines = [line for line in access_log(endpoint) if line["request_id"] not in before]
-    assert len(lines) == len({line["request_id"] for line in lines}) == sum(seen.codes.values())
+    lines = [line for line in access_log(endpoint) if line["request_id"] in set(seen.ids)]
+    assert sorted(line["request_id"] for line in lines) == sorted(seen.ids)
     assert all(line["message"].endswith(f"ms {line['request_id']}") for line in lines)
 
 

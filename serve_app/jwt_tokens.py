@@ -36,7 +36,7 @@ _REMEMBER_S = 60.0  # how long a verified token is not verified again
 
 
 async def fetch_keys(url: str) -> bytes:
-    """Return what is at `url`, bounded in time and size."""
+    """Return what is at `url`, bounded in size; each of its pieces, and whoever asks, in time."""
     async with httpx.AsyncClient(timeout=_FETCH_TIMEOUT_S) as client, client.stream("GET", url) as response:
         response.raise_for_status()
         body = b""
@@ -164,9 +164,10 @@ class TokenVerifier:
 
     async def _fetch_keys(self) -> None:
         try:
-            document = await self._fetch(self.config.jwks_url)
+            async with asyncio.timeout(_FETCH_TIMEOUT_S):
+                document = await self._fetch(self.config.jwks_url)
             found = jwt.PyJWKSet.from_dict(orjson.loads(document))
-        except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:
+        except (httpx.HTTPError, jwt.PyJWTError, OSError, ValueError, TypeError, AttributeError) as exc:
             self.problem = f"{self.config.jwks_url}: {type(exc).__name__}"
             logger.warning("the issuer's keys cannot be fetched: %s", self.problem)
         else:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pydantic import ValidationError
 
 from deployments.errors import IdentityUnavailable, ServeError, Unauthenticated
+from serve_app import jwt_tokens
 from serve_app.auth import Authenticator
 from serve_app.auth_config import AuthConfig, JwtConfig
 from serve_app.config import EndpointConfig
@@ -181,6 +182,19 @@ async def test_an_issuer_out_of_reach_is_503_at_first_and_forgiven_later() -> No
     issuer.now += MAX_STALE_S
     with pytest.raises(IdentityUnavailable):
         await issuer.verifier.verify(token())
+
+
+async def test_an_issuer_that_never_finishes_holds_up_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwt_tokens, "_FETCH_TIMEOUT_S", 0.05)
+    issuer = Issuer("k1")
+    issuer.gate.clear()
+    async with asyncio.timeout(5):
+        with pytest.raises(IdentityUnavailable):
+            await issuer.verifier.verify(token())
+    assert "TimeoutError" in issuer.verifier.problem
+    issuer.gate.set()
+    issuer.now = MIN_FETCH_S
+    assert (await issuer.verifier.verify(token())).name == "jwt:alice"
 
 
 async def test_one_fetch_serves_everybody_and_outlives_who_started_it() -> None:

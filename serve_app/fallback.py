@@ -79,7 +79,7 @@ class FallbackChain:
             raise cause
         try:
             result = static_result(work.plan.primary, work.request, fallback.answer)
-        except (ValueError, TypeError, OverflowError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             logger.exception("the fixed answer for %s does not fit its outputs", work.plan.asked)
             raise cause from None
         self._mark(work, STATIC, cause)
@@ -104,6 +104,7 @@ def static_result(model: ModelStatus, request: InferRequest, answer: Mapping[str
     """Return a fixed answer, one row repeated for every row of the request.
 
     Raises:
+        KeyError: an output that is asked for has no value.
         ValueError, TypeError, OverflowError: a value does not fit the output's datatype, or is no regular array.
     """
     declared = {spec.name: spec for spec in model.signature.outputs}

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,13 @@ async def test_a_fixed_answer_comes_last() -> None:
 
 async def test_a_fixed_answer_that_does_not_fit_does_not_hide_the_error() -> None:
     chain = Chain("m", answer={"embedding": [[0], [0, 1]]})
+    with pytest.raises(ModelUnavailable):
+        await chain.ask()
+
+
+async def test_a_fixed_answer_without_an_output_that_was_asked_for_does_not_hide_the_error() -> None:
+    chain = Chain("m", answer={"embedding": [0, 0, 1]})
+    chain.work.request = replace(chain.work.request, outputs=("score",))
     with pytest.raises(ModelUnavailable):
         await chain.ask()
 

@@ -31,7 +31,6 @@ class Registry:
     def __init__(self) -> None:
         self.server_name = EndpointConfig().server_name
         self._pools: dict[str, _Pool] = {}
-        self._is_indexed = False
         self._refused: Mapping[str, str] = {}  # of the endpoint's own configuration
         self._versions: dict[str, dict[str, ModelStatus]] = {}  # by name, oldest version first
         self._leaving: dict[str, ModelStatus] = {}  # not offered any more: serve until a name that means them moves
@@ -53,13 +52,12 @@ class Registry:
         self._refused = refused
         if aliases is not None:
             self.aliases.configure(aliases)
-        self._is_indexed = False
         self._index()
 
     def remember(self, standing: Standing) -> None:
         """Take what names stand for at other ingress replicas; names that are new here begin there."""
         self.aliases.remembered, self._newest.remembered = standing.aliases, standing.newest
-        self._is_indexed = False
+        self._index()
 
     def standing(self) -> Standing:
         """Return what names stand for now, and what those of pools not heard of yet stood for."""
@@ -91,9 +89,8 @@ class Registry:
             entry.problem = "it has no replica"
         else:
             last, entry.status, entry.problem = entry.status, status, ""
-            if last is None or (last.models, last.n_replicas) != (status.models, status.n_replicas):
-                self._is_indexed = False
-            self._index()
+            if last is None or _told(last) != _told(status):
+                self._index()
 
     def resolve(self, name: str, version: str | None = None) -> ModelStatus:
         """Return the model a request means: an alias's, or without a version its newest one that can serve.
@@ -194,8 +191,6 @@ class Registry:
         return ModelNotFound(f"unknown model: {name!r} is not found; models: {known}")
 
     def _index(self) -> None:
-        if self._is_indexed:
-            return
         versions: dict[str, dict[str, ModelStatus]] = {}
         self._leaving = {}
         targets: dict[str, Target] = {}
@@ -206,15 +201,8 @@ class Registry:
                 else:
                     versions.setdefault(model.name, {})[model.version] = model
                 n_replicas = pool.status.n_replicas + pool.status.n_silent if pool.status else 1
-                is_ready = model.state is ModelState.READY
-                targets[model.key] = Target(
-                    pool_name,
-                    model.key,
-                    n_replicas,
-                    is_everywhere=model.pinned,
-                    max_held=0 if is_ready else model.max_held,
-                    load_s=0.0 if is_ready else model.load_s,
-                )
+                held, load_s = (0, 0.0) if model.state is ModelState.READY else (model.max_held, model.load_s)
+                targets[model.key] = Target(pool_name, model.key, n_replicas, model.pinned, held, load_s)
         self._versions = {name: dict(sorted(v.items(), key=lambda i: natural(i[0]))) for name, v in versions.items()}
         self._targets = targets
         warm = {name: key for name, found in self._versions.items() if (key := _newest_warm(found))}
@@ -222,8 +210,7 @@ class Registry:
         self._newest.settle(self._rank)
         self.aliases.settle(self._rank)
         if self._pools and self._hears_all:
-            self.remember(Standing())
-        self._is_indexed = True
+            self.aliases.remembered, self._newest.remembered = {}, {}
 
     @property
     def _hears_all(self) -> bool:
@@ -236,6 +223,10 @@ class Registry:
         if not model.is_servable:
             return Rank.NOT
         return Rank.WARM if model.state is ModelState.READY else Rank.COLD
+
+
+def _told(status: PoolStatus) -> tuple[object, ...]:
+    return status.models, status.n_replicas, status.n_silent
 
 
 def _newest(versions: Mapping[str, ModelStatus]) -> str:

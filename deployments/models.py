@@ -156,7 +156,8 @@ class ModelTable:
         self._keep_pinned(entry)
 
     def _keep_pinned(self, entry: Entry) -> None:
-        if entry.spec.pinned and entry.task is None and entry.spec.key not in self._unloaded:
+        is_wanted = entry.removal is None and entry.spec.key not in self._unloaded
+        if entry.spec.pinned and is_wanted and entry.task is None:
             entry.task = self._spawn(self._load_pinned(entry))
 
     async def _load_pinned(self, entry: Entry) -> None:

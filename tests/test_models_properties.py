@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import virtual_time
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_models import FakeEngine, entry
 
@@ -95,6 +95,16 @@ STEPS = st.lists(
 )
 
 
+_LEAVES_AS_ITS_BASE_COMES_BACK = [
+    Step(1.05, config={"a": ("/v2", False), "b": ("/v2", True), "c": ("/v2", True)}),
+    Step(0.05, unloaded=frozenset("b")),
+    Step(3.0, config={"a": ("/broken", True), "b": ("/broken", False)}),
+    Step(0.05, unloaded=frozenset("a")),
+    Step(1.05, config={"a": ("/v1", False), "b": ("/v1", False)}),
+]
+
+
+@example(_LEAVES_AS_ITS_BASE_COMES_BACK, 1000)
 @settings(max_examples=150, deadline=None)
 @given(STEPS, st.sampled_from([25, 1000]))
 def test_the_last_word_holds_and_nothing_else_stays(steps: list[Step], budget: int) -> None:

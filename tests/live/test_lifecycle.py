@@ -46,7 +46,7 @@ def index(endpoint: Live) -> dict[str, tuple[str, str]]:
 
 def test_load_and_unload_do_what_they_say_when_they_say_it(endpoint: Live) -> None:
     assert index(endpoint)["other:1"] == ("UNAVAILABLE", "not in memory: the next request loads it")
-    assert order(endpoint, "other/load").content == b""
+    assert order(endpoint, "other/load").json() == {"name": "other", "load": True, "state": "READY"}
     assert index(endpoint)["other:1"] == ("READY", "")
     time.sleep(3)
     assert index(endpoint)["other:1"] == ("READY", ""), "kept by order, however idle"

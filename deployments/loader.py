@@ -5,9 +5,8 @@ threads of its own, so that a store which does not answer holds up no model that
 """
 
 import asyncio
-import importlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from deployments.batches import RunBatch
 from deployments.batching import BatchQueue
 from deployments.chunks import GENERATIVE_TASKS
-from deployments.engines import ENGINES, cache_bytes, engine_name, give_back, load_engine, run_measured
+from deployments.engines import cache_bytes, give_back, load_engine, run_measured
 from deployments.engines.base import Engine, Parkable
 from deployments.errors import ModelUnavailable
 from deployments.generating import AdapterModel, GeneratingModel, Resident
@@ -64,7 +63,6 @@ class EngineLoader:
         self._clock = clock
         self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="download")
         self._fetched: dict[tuple[str, str], Path] = {}  # by key and digest: what is going to be loaded
-        self._imported: set[str] = set()
         self._settling = Settling(device_thread)
         self._turns = Turns(clock)  # whose batch may run on the device
         self._n_moves = 0  # loads, unloads and the like begun; while one runs, memory says nothing about batches
@@ -72,13 +70,6 @@ class EngineLoader:
         self._generators: list[tuple[str, Generator]] = []  # in memory; of a key more than one while it is replaced
         self._giving_back: asyncio.TimerHandle | None = None
         self.learn_peak: Callable[[ModelSpec, int], None] = lambda *_: None  # told what batches take besides weights
-
-    def import_ahead(self, specs: Iterable[ModelSpec]) -> None:
-        """Import, in a thread, the code that loading these takes: seconds that no first request should wait for."""
-        modules = {ENGINES[engine_name(spec)].factory.partition(":")[0] for spec in specs} - self._imported
-        if modules:
-            self._imported |= modules
-            asyncio.get_running_loop().run_in_executor(None, import_all, sorted(modules))
 
     @property
     def held_s(self) -> float:
@@ -235,12 +226,3 @@ class EngineLoader:
             return outputs
 
         return run
-
-
-def import_all(modules: Iterable[str]) -> None:
-    """Import modules; what cannot be imported is told by the load that needs it."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as exc:
-            logger.info("%s cannot be imported yet: %s", module, exc)

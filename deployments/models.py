@@ -59,10 +59,6 @@ class ModelTable:
             raise ModelUnavailable(f"model {key!r} was unloaded by an operator", reason=_UNLOADED)
         return entry.spec
 
-    def specs(self) -> list[ModelSpec]:
-        """Return the configurations in force."""
-        return [entry.spec for entry in self._entries.values()]
-
     def obey(self, orders: Orders) -> None:
         """Hold models to what operators ordered: keep some in memory, take others out. Idempotent; never waits."""
         self._residency.device.kept = frozenset(key for key, order in orders.items() if order.verb is Verb.LOAD)

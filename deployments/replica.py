@@ -62,7 +62,6 @@ class PoolReplica:
     def configure(self, user_config: Any) -> None:
         """Apply a Pool's user_config; never raises, never waits for a load."""
         self._table.configure(user_config)
-        self._loader.import_ahead(self._table.specs())
 
     def discover(self) -> None:
         """Look again for versions in the folders of models."""

@@ -305,19 +305,3 @@ async def test_downloads_that_never_end_hold_up_no_model_that_is_here(
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-
-
-async def test_code_is_imported_before_the_first_request_and_once(
-    replica: PoolReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    imported: list[Sequence[str]] = []
-    monkeypatch.setattr(loader, "import_all", imported.append)
-    image = {"name": "i", "task": "image-classification", "source": {"path": str(tmp_path)}}
-    for _ in range(2):
-        replica.configure({"models": [entry("m", tmp_path), image]})
-        await asyncio.sleep(0.01)
-    assert imported == [["deployments.engines.custom", "deployments.engines.image_classification"]]
-
-
-def test_what_cannot_be_imported_ahead_is_left_to_the_load() -> None:
-    loader.import_all(["no.such.module", "json"])

@@ -7,6 +7,7 @@ and every failure of theirs becomes one of our errors. Called by `ingress.py` on
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 from ray import serve
@@ -84,7 +85,9 @@ class PoolHandles:
             PoolUnavailable: no replica can be reached.
         """
         method = self._method(target.pool, target.key, "stream")
-        response = method.remote(target.key, request, copy=copy)
+        # NOTE: an empty context, or all streams of one gRPC call would bear one id of Serve's and be one request to its
+        # router: of two that ask while it knows no replica yet, one would wait for ever.
+        response = Context().run(method.remote, target.key, request, copy=copy)
         try:
             with _from_replica(target.pool, "a stream"):
                 async for ready in response:

@@ -128,8 +128,6 @@ async def test_adapters_and_their_base_share_its_weights_and_its_batch(endpoint:
 
 
 def test_tritonclient_streams_tokens(client_python: Path, endpoint: Live) -> None:
-    # HAProxy asks gRPC clients which application they mean, as long as another one that has a door still drains.
-    asyncio.run(until(lambda: endpoint.applications().keys() == {"endpoint", "shared"}, 90))
     assert len(run(client_python, "triton_tokens.py", endpoint)) == 4
     asyncio.run(until(lambda: is_idle(endpoint)))
 

@@ -12,6 +12,7 @@ from checks import run
 from tritonclient.grpc import aio
 
 MODEL = "tiny"
+HEADERS = {"application": "endpoint"}  # HAProxy asks for it while another application with a door is there, or drains
 
 
 def prompt(*texts: str) -> list[grpc_client.InferInput]:
@@ -31,7 +32,7 @@ def text_of(result: grpc_client.InferResult) -> str:
 def check_a_stream_of_tokens_is_the_whole_text(url: str, address: str) -> None:
     done: queue.Queue[Any] = queue.Queue()
     with grpc_client.InferenceServerClient(address) as client:
-        client.start_stream(lambda result, error: done.put((result, error)))
+        client.start_stream(lambda result, error: done.put((result, error)), headers=HEADERS)
         for words in ("hello", "you"):
             client.async_stream_infer(
                 MODEL, prompt(words), request_id=words, parameters=wish(60), enable_empty_final_response=True
@@ -45,7 +46,9 @@ def check_a_stream_of_tokens_is_the_whole_text(url: str, address: str) -> None:
             pieces[answer.id].append(text_of(result))
             n_ended += answer.parameters["triton_final_response"].bool_param
         client.stop_stream()
-        whole = {words: text_of(client.infer(MODEL, prompt(words), parameters=wish(60))) for words in pieces}
+        whole = {
+            words: text_of(client.infer(MODEL, prompt(words), parameters=wish(60), headers=HEADERS)) for words in pieces
+        }
     assert {words: "".join(found) for words, found in pieces.items()} == whole
     assert all(len(found) > 1 for found in pieces.values()), pieces
 
@@ -53,7 +56,7 @@ def check_a_stream_of_tokens_is_the_whole_text(url: str, address: str) -> None:
 def check_a_bad_wish_is_an_error_of_its_request_alone(url: str, address: str) -> None:
     done: queue.Queue[Any] = queue.Queue()
     with grpc_client.InferenceServerClient(address) as client:
-        client.start_stream(lambda result, error: done.put((result, error)))
+        client.start_stream(lambda result, error: done.put((result, error)), headers=HEADERS)
         client.async_stream_infer(MODEL, prompt("a"), parameters={"temperature": 9.0})
         client.async_stream_infer(MODEL, prompt("a"), parameters=wish(1))
         _, error = done.get(timeout=60)
@@ -67,7 +70,7 @@ def check_a_bad_wish_is_an_error_of_its_request_alone(url: str, address: str) ->
 def check_a_deadline_that_passes_mid_stream_is_told(url: str, address: str) -> None:
     done: queue.Queue[Any] = queue.Queue()
     with grpc_client.InferenceServerClient(address) as client:
-        client.start_stream(lambda result, error: done.put((result, error)))
+        client.start_stream(lambda result, error: done.put((result, error)), headers=HEADERS)
         client.async_stream_infer(MODEL, prompt("a"), parameters=wish(4000), timeout=400_000)
         n_pieces, error = 0, None
         while error is None:
@@ -85,13 +88,13 @@ async def check_a_client_that_leaves_is_not_written_for(url: str, address: str) 
             yield {"model_name": MODEL, "inputs": prompt("a"), "parameters": wish(4000)}
             await asyncio.sleep(60)
 
-        answers = client.stream_infer(requests())
+        answers = client.stream_infer(requests(), headers=HEADERS)
         async for _, error in answers:
             assert error is None
             break
         answers.cancel()
         before = time.monotonic()
-        (statistics,) = (await client.get_inference_statistics(MODEL)).model_stats
+        (statistics,) = (await client.get_inference_statistics(MODEL, headers=HEADERS)).model_stats
         assert statistics.name == MODEL
         assert time.monotonic() - before < 10
 

@@ -44,6 +44,7 @@ class GeneratingModel:
         """Take over a configuration that needs no load: limits, weight, deadlines."""
         self.spec = spec
         self.queue.limits = spec.batch
+        self.engine.adopt(spec)
         self.queue.device.weight = spec.weight
 
     def waiting_s(self, upstream: int = 0) -> float:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from deployments.chunks import Finish, TokenLogprob
 from deployments.errors import ServeError
-from deployments.spec import Strict
+from deployments.spec import ModelSpec, Strict
 from deployments.types import InferRequest, Signature
 
 MAX_STOPS = 16
@@ -160,6 +160,9 @@ class Generator(Protocol):
 
     def prepare(self, request: InferRequest) -> list[Job]:
         """Turn a request into jobs, at least one. Raises InvalidInput, InputTooLong."""
+
+    def adopt(self, spec: ModelSpec) -> None:
+        """Take over a configuration that needs no load: how much may run together. Called while a step may run."""
 
     def check_adapter(self, adapter: Any) -> None:
         """Check that a LoRA adapter was made for this model. Raises ModelUnavailable."""

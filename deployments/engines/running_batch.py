@@ -89,8 +89,8 @@ class RunningBatch:
         self._core = core
         self._spelled = spelled
         self._end_ids = end_ids
-        self._max_rows = max_rows
-        self._budget = budget
+        self.max_rows = max_rows
+        self.budget = budget
         self._adapted = adapted
         self._waiting: deque[Row] = deque()
         self._starting: list[Row] = []
@@ -161,12 +161,12 @@ class RunningBatch:
             return
         n_rows, width = len(self._running), max((row.length for row in self._running), default=0)
         longest = 0
-        while self._waiting and n_rows < self._max_rows:
+        while self._waiting and n_rows < self.max_rows:
             row = self._waiting[0]
             longest = max(longest, row.length)
             if not self._core.fits(n_rows + 1, max(width, longest) + 1):
                 break
-            if self._starting and (len(self._starting) + 1) * longest > self._budget:
+            if self._starting and (len(self._starting) + 1) * longest > self.budget:
                 break
             if self._starting and self._core.group(row) != self._core.group(self._starting[0]):
                 break
@@ -185,7 +185,7 @@ class RunningBatch:
         if not self._starting:
             return []
         deltas = self._advance(
-            self._starting, lambda: self._core.start(self._starting, len(self._running), self._budget)
+            self._starting, lambda: self._core.start(self._starting, len(self._running), self.budget)
         )
         if deltas:
             self._running, self._starting = [*self._running, *self._starting], []

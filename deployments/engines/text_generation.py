@@ -52,10 +52,11 @@ class TextGeneration:
             raise unavailable(spec, f"options.cache_bytes {self._options.cache_bytes} holds {held} tokens; give more")
         spelled = Spelled(self._prompts.decoder(), self._prompts.token_bytes())
         config = self._model.generation_config or GenerationConfig()
-        budget = min(self._options.prompt_tokens_per_step, spec.batch.max_tokens)
         self._adapters = Adapters(self._model)
         ends = end_ids(config, self._prompts.end_id)
-        self._batch = RunningBatch(core, spelled, ends, spec.batch.max_items, budget, self._adapters.applied)
+        self._batch = RunningBatch(
+            core, spelled, ends, spec.batch.max_items, self._budget(spec), self._adapters.applied
+        )
 
     @property
     def is_continuous(self) -> bool:
@@ -65,6 +66,10 @@ class TextGeneration:
     def prepare(self, request: InferRequest) -> list[Job]:
         """Tokenise `text` BYTES [n] or `messages` BYTES [n], each a JSON list of chat messages."""
         return self._prompts.jobs(request, shares_limit=self.shares_limit)
+
+    def adopt(self, spec: ModelSpec) -> None:
+        """Let so many run together from now on."""
+        self._batch.max_rows, self._batch.budget = spec.batch.max_items, self._budget(spec)
 
     def check_adapter(self, adapter: Any) -> None:
         """Check that a LoRA adapter was made for this model. Raises ModelUnavailable."""
@@ -89,6 +94,9 @@ class TextGeneration:
         """Let go of weights and cache."""
         self._model = self._batch = self._adapters = None  # type: ignore[assignment]
         free_device(self._device)
+
+    def _budget(self, spec: ModelSpec) -> int:
+        return min(self._options.prompt_tokens_per_step, spec.batch.max_tokens)
 
     def _make_core(self) -> tuple[Core, int]:
         """Return what runs the model, and how many tokens its cache holds."""

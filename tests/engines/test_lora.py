@@ -131,6 +131,23 @@ async def test_an_adapter_that_does_not_fit_its_base_says_so_where_operators_loo
     await replica.aclose()
 
 
+async def test_how_many_run_together_changes_without_a_load(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    replica = PoolReplica(PoolArgs(budget_bytes=1 << 30, cache_dir=str(tmp_path / "cache")))
+
+    async def steps(max_items: int) -> float:
+        options = {"cache_bytes": "1MiB"}
+        replica.configure({"models": [entry("m", tiny("llama"), options=options, batch={"max_items": max_items})]})
+        await collect(replica.stream("m:1", ask(*["hello"] * 4)))
+        samples = [s for metric in replica.collect() for s in metric.samples]
+        return sum(s.value for s in samples if s.name == "model_endpoint_step_seconds_count")
+
+    first, second = await steps(4), await steps(1)
+    assert second - first > 3 * first
+    samples = [s for metric in replica.collect() for s in metric.samples]
+    assert [s.value for s in samples if s.name == "model_endpoint_loads_total"] == [1]
+    await replica.aclose()
+
+
 async def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     replica = PoolReplica(PoolArgs(budget_bytes=1, cache_dir=str(tmp_path)))
     replica.configure({"models": [entry("a", Path("/x"), base="b:1"), entry("c", Path("/x"))]})

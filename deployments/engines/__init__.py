@@ -46,6 +46,7 @@ _RANKING = Signature(
     (TensorSpec("score", Datatype.FP32, (-1,)),),
 )
 _ADAPTER = "lora-adapter"
+_OF_THE_BASE = ("batch", "max_tokens", "weight")  # an adapter has none of its own
 _DYNAMIC = Signature((), ())  # known only from the model's options or after loading
 
 
@@ -162,9 +163,12 @@ def check_options(spec: ModelSpec) -> Strict:
     """Return the entry's options, checked against its engine family.
 
     Raises:
-        ValueError: names `engine` or the option at fault.
+        ValueError: names `engine`, the option at fault, or a field that an adapter leaves to its base.
     """
     row = ENGINES[engine_name(spec)]
+    for field in _OF_THE_BASE:
+        if spec.base is not None and field in spec.model_fields_set:
+            raise ValueError(f"{field}: an adapter runs in the batches of its base; write it there")
     try:
         return row.options.model_validate(spec.options)
     except ValueError as exc:

@@ -148,11 +148,13 @@ async def test_how_many_run_together_changes_without_a_load(tiny: Callable[[str]
     await replica.aclose()
 
 
-async def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
+async def test_a_base_that_is_not_there_is_refused_and_what_an_adapter_leaves_to_it(tmp_path: Path) -> None:
     replica = PoolReplica(PoolArgs(budget_bytes=1, cache_dir=str(tmp_path)))
-    replica.configure({"models": [entry("a", Path("/x"), base="b:1"), entry("c", Path("/x"))]})
+    wide = entry("w", Path("/x"), base="c:1", batch={"max_items": 2})
+    replica.configure({"models": [entry("a", Path("/x"), base="b:1"), entry("c", Path("/x")), wide]})
     assert [status.key for status in replica.statuses()] == ["c:1"]
     assert "base: 'b:1' is not a model of this pool" in replica.status().rejected["a:1"]
+    assert "batch: an adapter runs in the batches of its base" in replica.status().rejected["w:1"]
     await replica.aclose()
 
 

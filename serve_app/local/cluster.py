@@ -18,7 +18,6 @@ from serve_app.local.processes import MARK, Leader
 LOOPBACK = "127.0.0.1"
 REPLICA_MESSAGE_BYTES = 256 * 1024**2
 FRONT = "serve_app.front.middlewares"
-# Set for another cluster, by hand or by `make env`, each of these would lead our processes there.
 # What Serve spends for nobody here; the shell's own values win.
 _LEAN: Mapping[str, str] = {
     # A datagram and its handling in Python for each request, to count what `/metrics` counts as well.
@@ -26,6 +25,7 @@ _LEAN: Mapping[str, str] = {
     # Each round the controller copies all of every deployment's configuration: thousands of models, ten times a second.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
 }
+# Set for another cluster, by hand or by `make env`, each of these would lead our processes there.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")
 
 

@@ -1,11 +1,10 @@
 """Names that stand for a model version, and move warm-then-flip: the new version is in memory before the name moves.
 
-The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that would be
-no step back: a version that answers at once is not left for one that has to load, one that can load is not left for
-one that cannot. Until then the target is `wanted`, and the ingress has it warmed. Moving back is the same step, and
-takes effect at once while the old version is still in memory. A name that moved to what then cannot be loaded goes
-back. An ingress replica that has just started begins where the others' record (`standing.py`) says the names stand.
-Pure; owned by `registry.py`.
+The configuration says what each name is *meant* to stand for; what it stands for *now* changes only once that is in
+memory: whether it can be loaded is known then, and not before. Only what cannot answer at all is left for a version
+that still has to load. Until then the ingress has the target warmed. Moving back is the same step, and takes effect at
+once while the old version is still in memory. An ingress replica that has just started begins where the others' record
+(`standing.py`) says the names stand. Pure; owned by `registry.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,6 @@ class Aliases(Generic[Target]):
         self._keys_of = keys_of
         self._meant: dict[str, Target] = {}
         self._current: dict[str, Target] = {}
-        self._left: dict[str, Target] = {}  # for what has not been warm since: who fails goes back
         self.remembered: Mapping[str, Target] = {}  # what names stood for elsewhere, for those that are new here
 
     def configure(self, meant: Mapping[str, Target], first: Mapping[str, Target] | None = None) -> None:
@@ -41,22 +39,16 @@ class Aliases(Generic[Target]):
         self._meant = dict(meant)
         begin = {**meant, **(first or {}), **self.remembered}
         self._current = {name: self._current.get(name, begin[name]) for name in meant}
-        self._left = {name: target for name, target in self._left.items() if name in meant}
 
     def settle(self, rank: Callable[[str], Rank | None]) -> None:
-        """Move every name whose target answers no worse than what it stands for.
+        """Move every name whose target is warm, or answers where what it stands for cannot.
 
         `rank` judges a model key; None is not known yet: only a warm target takes over from such, and none moves to it.
         """
         for name, target in self._meant.items():
-            new, old = self._rank(target, rank), self._rank(self._current[name], rank)
-            if new is not None and new >= (Rank.WARM if old is None else old) and target != self._current[name]:
-                self._left[name], self._current[name] = self._current[name], target
-                old = new
-            if old is Rank.WARM:
-                self._left.pop(name, None)
-            elif old is Rank.NOT and name in self._left and self._rank(self._left[name], rank):
-                self._current[name] = self._left.pop(name)
+            new = self._rank(target, rank)
+            if new is Rank.WARM or (new is Rank.COLD and self._rank(self._current[name], rank) is Rank.NOT):
+                self._current[name] = target
 
     def get(self, name: str) -> Target | None:
         """Return what a name stands for now."""

@@ -51,6 +51,7 @@ from serve_app.streams import Streams
 from serve_app.telemetry import IngressMetrics
 
 logger = logging.getLogger(__name__)
+_MAX_WARMING = 4  # models loaded at a time for names that are about to move: what requests load goes between
 _FIRST_WORD_S = 2.5  # how long a replica that starts waits for the pools' first answers, before it takes requests
 
 
@@ -99,6 +100,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._refreshing: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._warming: dict[str, asyncio.Task[None]] = {}  # by model key: names are about to move to these
+        self._warm_room = asyncio.Semaphore(_MAX_WARMING)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_asgi(self._gateway, self._args.max_body_bytes)
@@ -192,7 +194,8 @@ class Ingress(InferenceRpcs, HealthRpcs):
 
     async def _warm(self, target: Target, n_copies: int) -> None:
         try:
-            await self._handles.warm(target, n_copies)
+            async with self._warm_room:
+                await self._handles.warm(target, n_copies)
         except ServeError as exc:
             logger.warning("model %s is not warm, so no name moves to it yet: %s", target.key, exc.message)
         finally:

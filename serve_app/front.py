@@ -1,9 +1,11 @@
 """What stands before Serve's own handling of HTTP, in each of its processes that listens: ours are all the answers.
 
-Serve reads a header before our app does, and gives answers of its own without asking it. Here that header gets a name
-Serve does not know, and what Serve says itself (too much waits, nothing is deployed) is said in the envelope of its
-path. Serve builds it in where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH says `serve_app.front.middlewares`; without
-it the endpoint works, and only those answers are Serve's.
+Where our app is in the same process and free, a request goes to it by the short way (`short_way.py`). What goes through
+Serve is given answers of Serve's own without asking us, and a header is read before our app does: here that header gets
+a name Serve does not know, and what Serve says itself (too much waits, nothing is deployed) is said in the envelope of
+its path. Serve builds it in where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH says `serve_app.front.middlewares`, or
+`serve_app.front.long_way` to have Serve count, time and log each request as well; without it the endpoint works, and
+only those answers are Serve's.
 """
 
 import logging
@@ -17,7 +19,9 @@ from deployments.errors import DeadlineExceeded, InvalidInput, Overloaded, PoolU
 from deployments.types import MONOTONIC, Clock
 from serve_app.edges import OUR_TIMEOUT, TIMEOUT
 from serve_app.error_headers import headers_of
+from serve_app.middleware import NAMES_ITSELF
 from serve_app.protocols import dialect_of
+from serve_app.short_way import ShortWay, find
 
 _log = logging.getLogger(__name__)
 Header: TypeAlias = tuple[bytes, bytes]
@@ -32,21 +36,35 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Front)]
 
 
+def long_way() -> list[Middleware]:
+    """Return the same for operators who want Serve's own metrics of every request."""
+    return [Middleware(Front, takes_short_way=False)]
+
+
 class Front:
     """Hide the time limit from Serve, which would end the request with a bare 408, and tell its answers as ours."""
 
-    def __init__(self, app: ASGIApp, clock: Clock = MONOTONIC) -> None:
+    def __init__(self, app: ASGIApp, clock: Clock = MONOTONIC, takes_short_way: bool = True) -> None:
         self._app = app
         self._clock = clock
+        self._is_found = not takes_short_way
+        self._short_way: ShortWay | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
+        if not self._is_found:  # Serve's replica is not complete before its first request
+            self._is_found, self._short_way = True, find(self._app)
         telling = _Telling(scope, send, self._clock)
         try:
-            await self._app(_without_limit(scope), receive, telling.send)
+            scope = _without_limit(scope)
+            if self._short_way is not None and self._short_way.is_open(scope, receive):
+                scope[NAMES_ITSELF] = True
+                await self._short_way(scope, receive, telling.send)
+            else:
+                await self._app(scope, receive, telling.send)
         except Exception as exc:
             if telling.has_begun:
                 raise

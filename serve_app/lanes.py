@@ -26,6 +26,7 @@ COPY_HOLD_S = 10.0  # how long a copy is kept after it was last needed, and how 
 _HEAD_START = 1024  # items by which a step of priority goes ahead
 _FEW = 8  # answers before the estimate of speed means anything: the first of a burst also pays for what is cold
 _FADE = 64  # answers ago that weigh a third in it
+_STANDSTILL = 8  # times as long as usual for that many answers, or for a few, says nothing of speed but that all stood
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Lane:
         return copy, entries
 
     def learn(self, outcomes: Sequence[tuple[int, Outcome]], now: float) -> None:
-        """Take the time since the last answers into account, unless it went into a load or an error.
+        """Take the time since the last answers into account, unless it went into a load, an error or a standstill.
 
         Without others to be answered it says nothing: what a lone request takes is not what a model can do.
         """
@@ -172,6 +173,8 @@ class Lane:
         if self.n_open <= len(outcomes):
             return
         if all(isinstance(outcome, InferResult) and outcome.timings.load_s < 0.1 for _, outcome in outcomes):
+            if self._s_per_request:
+                seconds = min(seconds, _STANDSTILL * self._s_per_request * (len(outcomes) + _FEW))
             kept = math.exp(-len(outcomes) / _FADE)
             self._answered = self._answered * kept + len(outcomes)
             self._answered_s = self._answered_s * kept + seconds

@@ -21,6 +21,7 @@ from serve_app.compression import MIN_BYTES, accepted, encoding_of, pack, unpack
 ACCESS = logging.getLogger("serve_app.access")
 REQUEST_ID = "serve_app.request_id"  # scope keys that the access log and the routes share
 ROUTE = "serve_app.route"
+NAMES_ITSELF = "serve_app.names_itself"  # set where nobody else tells the client the request's id
 UNMATCHED = "unmatched"
 CLIENT_GONE = 499
 _GATHER_S = 0.1
@@ -84,8 +85,8 @@ class Gathered:
 class AccessLog:
     """Name each request, and once it is finished count it and write one line.
 
-    The id is the `X-Request-ID` that Serve accepts, makes and sends back; without Serve in front, a new one. A request
-    whose client went away before the answer began counts as 499.
+    The id is the `X-Request-ID` that came, from the client or from Serve, else a new one; Serve sends it back, unless
+    the request came past it. A request whose client went away before the answer began counts as 499.
     """
 
     def __init__(self, app: ASGIApp, observe: Observe, clock: Clock = MONOTONIC) -> None:
@@ -106,11 +107,13 @@ class AccessLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if NAMES_ITSELF in scope:
+                    message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         given = header(scope, b"x-request-id") or ""
         is_plain = given.isascii() and given.isprintable()  # anything else could forge lines of the log
-        scope[REQUEST_ID] = given[:_MAX_ID] if given and is_plain else uuid.uuid4().hex
+        request_id = scope[REQUEST_ID] = given[:_MAX_ID] if given and is_plain else uuid.uuid4().hex
         try:
             await self._app(scope, receive, watched)
         finally:

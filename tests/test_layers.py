@@ -18,6 +18,7 @@ ROOMS = {
         "serve_app/ingress.py",
         "serve_app/handles.py",
         "serve_app/client.py",
+        "serve_app/short_way.py",
         "serve_app/validation/serve_part.py",  # Serve's own schema
         "deployments/app.py",
         "deployments/catalog.py",
@@ -31,6 +32,7 @@ ROOMS = {
     "tokenizers": ("deployments/engines/*.py",),
     "starlette": (
         "serve_app/front.py",
+        "serve_app/short_way.py",
         "serve_app/http.py",
         "serve_app/streaming.py",
         "serve_app/middleware.py",

@@ -99,13 +99,15 @@ async def test_plain_overload_is_shed_with_the_time_to_come_back(endpoint: Live)
     assert set(seen.waits) <= {1, 2, 3}
 
 
-async def test_a_header_that_serve_cannot_read_is_a_400_of_ours(endpoint: Live) -> None:
+async def test_a_header_that_only_serve_cannot_read_harms_nobody(endpoint: Live) -> None:
+    """Serve's own handling would answer 400: requests go past it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.cluster.http_port)
     writer.write(b"GET /v2/models/slow HTTP/1.1\r\nhost: h\r\nx-request-id: \xe9\r\n\r\n")
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
-    assert b"content-length" in head.lower()
-    assert b"server-timing" in head.lower()
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    assert head.startswith(b"http/1.1 200")
+    assert b"server-timing" in head
+    assert head.count(b"x-request-id: ") == 1
+    assert b"x-request-id: \xe9" not in head
     writer.close()
 
 

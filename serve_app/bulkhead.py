@@ -73,9 +73,10 @@ class Compartment:
 class Bulkheads:
     """One compartment a model."""
 
-    def __init__(self, metrics: TrafficMetrics, clock: Clock = MONOTONIC) -> None:
+    def __init__(self, metrics: TrafficMetrics, clock: Clock = MONOTONIC, awake: Clock = MONOTONIC) -> None:
         self._metrics = metrics
-        self._clock = clock
+        self._clock = clock  # of deadlines
+        self._awake = awake  # of how fast models answer
         self._settings: Bulkhead | None = None
         self._compartments: dict[str, Compartment] = {}
 
@@ -120,7 +121,7 @@ class Bulkheads:
     def _enter(self, key: str, work: Work, settings: Bulkhead) -> Compartment:
         here = self._compartments.get(key)
         if here is None:
-            here = self._compartments[key] = Compartment(self._clock)
+            here = self._compartments[key] = Compartment(self._awake)
         self._check(here, work, settings)
         here.enter()
         return here

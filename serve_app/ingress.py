@@ -21,6 +21,7 @@ from deployments.types import InferRequest, InferResult, ModelStatus
 from serve_app.addresses import is_loopback
 from serve_app.audit import audit
 from serve_app.auth import Authenticator
+from serve_app.awake import AwakeClock
 from serve_app.breaker import Breakers
 from serve_app.bulkhead import Bulkheads
 from serve_app.cache import ResponseCache
@@ -79,7 +80,8 @@ class Ingress(InferenceRpcs, HealthRpcs):
         self._log = RequestLog(self._metrics)
         fallback, retry = FallbackChain(self._registry, self._metrics.traffic), Retry(self._metrics.traffic)
         breakers = Breakers(self._metrics.traffic)
-        bulkheads = Bulkheads(self._metrics.traffic)
+        self._awake = AwakeClock()
+        bulkheads = Bulkheads(self._metrics.traffic, awake=self._awake)
         policies = Policies(  # each policy is made here; their shapes: policies.py
             identity=self._auth,
             router=Routes(self._registry),
@@ -118,6 +120,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         audit("configuration")
         is_first = self._refreshing is None
         if is_first:
+            self._awake.start()
             await self._record.recall()
         ACCESS.disabled = not config.access_log
         self._refused = {}
@@ -159,6 +162,7 @@ class Ingress(InferenceRpcs, HealthRpcs):
         for task in (self._refreshing, self._keeping, *self._warming.values()):
             if task is not None:
                 task.cancel()
+        self._awake.stop()
         await self._shadows.aclose()
         await asyncio.to_thread(self._log.close)
 

@@ -33,6 +33,7 @@ from deployments.types import (
     TensorSpec,
     text_array,
 )
+from serve_app.awake import AwakeClock
 from serve_app.bulkhead import BUSY, Bulkheads
 from serve_app.config import EndpointConfig, PoolRef
 from serve_app.context import Context
@@ -265,7 +266,8 @@ class Rooms:
         self.clock = Clock()
         self.count = Counts()
         self.pool = Pool()
-        self.layer = Bulkheads(self.count.metrics, self.clock)
+        self.awake = AwakeClock(self.clock)
+        self.layer = Bulkheads(self.count.metrics, self.clock, self.awake)
         self.layer.configure(EndpointConfig(bulkhead=Bulkhead(max_requests=max_requests)))
         self.tasks: list[asyncio.Task[InferResult]] = []
         self.gates: list[asyncio.Event] = []
@@ -374,13 +376,35 @@ async def test_a_request_that_could_only_be_late_is_turned_away_at_once() -> Non
     await rooms.aclose()
 
 
+async def test_a_machine_that_slept_turns_nobody_away_for_it() -> None:
+    rooms = Rooms(max_requests=100)
+    for _ in range(40):
+        rooms.start(time_s=3600)
+    await settle()
+    for _ in range(3):
+        rooms.clock.now += 1.0
+        await rooms.finish(8)
+        for _ in range(8):
+            rooms.start(time_s=3600)
+        await settle()
+    rooms.clock.now += 120.0
+    assert await rooms.outcome(time_s=10.0) is None
+    for _ in range(120):  # awake, but nobody is answered
+        rooms.clock.now += 1.0
+        rooms.awake()
+    assert isinstance(await rooms.outcome(time_s=10.0), Overloaded)
+    await rooms.aclose()
+
+
 async def test_a_quiet_models_throughput_says_nothing_of_its_capacity() -> None:
     """One request an hour, then fifty at once: none of them would wait fifty hours."""
     rooms = Rooms(max_requests=100)
     for _ in range(5):
         rooms.start()
         await settle()
-        rooms.clock.now += 3600
+        for _ in range(1800):
+            rooms.clock.now += 2.0
+            rooms.awake()
         await rooms.finish(1)
     for _ in range(50):
         assert await rooms.outcome(time_s=1.0) is None

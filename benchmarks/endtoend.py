@@ -125,7 +125,7 @@ def _attempt(
     """Measure; a side that has died is said to have, and the others go on."""
     try:
         return one.run(cell, turn, rate_per_s)
-    except (OSError, RuntimeError) as exc:
+    except (OSError, RuntimeError, ValueError) as exc:  # the last from a client that was cut short
         results.broken.setdefault(one.name, []).append(f"round {turn + 1}, {cell.name}: {exc}"[:300])
         say(f"round {turn + 1} {cell.name:9} {one.name:14} FAILED: {exc}")
         return None

@@ -1,8 +1,8 @@
 """Coalesces concurrent requests for one model into few handle calls: a call costs many times what a request in it does.
 
 A lane per model holds what waits (`lanes.py`). A call leaves at once when the lane is idle; the more calls are out for
-a copy of the model, the more requests have to gather for the next one. No timer, no window. Outcomes come back as the
-pool's batches finish, not when the whole call is done.
+a copy of the model, the more requests have to gather for the next one, a second one only for a moment. Outcomes come
+back as the pool's batches finish, not when the whole call is done.
 
 A copy that says nothing for far longer than usual, in a pool of which a replica does not even say how it is, may be
 frozen: what is on board is asked for on the next replica as well, and the first answer counts (`silence.py`).
@@ -130,6 +130,13 @@ class Forwarder:
             for entry in entries:
                 entry.on_board = on_board
             on_board.task = self._spawn(self._call(lane, entries, copy))
+        if lane.waiting and not lane.is_gathering and self._clock() < lane.gathers_until:
+            lane.is_gathering = True
+            self._alarms.set(lane.gathers_until, partial(self._has_gathered, lane))
+
+    def _has_gathered(self, lane: Lane) -> None:
+        lane.is_gathering = False
+        self._pump(lane)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())

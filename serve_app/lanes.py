@@ -15,9 +15,11 @@ from deployments.order import FairOrder, Place
 from deployments.types import InferRequest, InferResult, Outcome
 from serve_app.silence import Silence
 
-# Requests that must wait for one more call to leave, by the calls a copy has out: one runs, one is prepared, and a
-# further one is worth its cost only for many.
-NEEDED = (1, 1, 8, 32)
+# Requests that must wait for one more call to leave, by the calls a copy has out: one runs; one that is prepared spares
+# the device the wait for it, but must be worth its own cost; a further one is for many only.
+NEEDED = (1, 8, 16, 32)
+_SLOW_S = 1e-3  # a request: the device hardly notices the wait if each takes longer, so twice as many have to gather
+GATHER_S = 0.025  # for how long one that is prepared waits for others: what is out may be slow for reasons of its own
 MAX_REQUESTS = 64  # in one call
 MAX_CALL_BYTES = 32 * 2**20
 MAX_WAITING = 4096  # requests of one model; beyond, 429 for what would go last
@@ -113,6 +115,8 @@ class Lane:
     n_warm: int = 1  # of these, those that have the model in memory: requests go to no other
     warming: asyncio.Task[None] | None = None
     warm_after: float = 0.0  # when the next copy may be tried
+    gathers_until: float = 0.0
+    is_gathering: bool = False  # a pump is due then
     needed_at: float = 0.0
     silence: Silence = field(default_factory=Silence)
     is_called: bool = False  # a pump is due in this loop's next round
@@ -137,6 +141,8 @@ class Lane:
         self._admit(self._order.next_place(request.tenant, request.priority), deadline - now)
         place = self._order.place(request.tenant, request.priority, request.n_items)
         entry = Waiting(request, deadline, place, asyncio.get_running_loop().create_future())
+        if not self.waiting:
+            self.gathers_until = now + GATHER_S
         insort(self.waiting, entry, key=_rank)
         self.n_open += 1
         return entry
@@ -152,7 +158,7 @@ class Lane:
         """Remove and return the requests of one more call, and its copy; None while they should gather."""
         in_flight = self.in_flight[: min(self.n_copies, self.n_warm)]
         n_calls = min(in_flight)
-        if not self.waiting or n_calls >= len(NEEDED) or len(self.waiting) < NEEDED[n_calls]:
+        if not self.waiting or len(self.waiting) < self._needed(n_calls, now):
             return None
         copy = in_flight.index(n_calls)
         share = -(-len(self.waiting) // in_flight.count(n_calls))  # copies equally free run side by side
@@ -162,7 +168,15 @@ class Lane:
         if not any(self.in_flight):
             self._answered_at = now
         self.in_flight[copy] += 1
+        self.gathers_until = now + GATHER_S
         return copy, entries
+
+    def _needed(self, n_calls: int, now: float) -> float:
+        if n_calls >= len(NEEDED):
+            return math.inf
+        if n_calls == 1 and now >= self.gathers_until:
+            return 1
+        return NEEDED[n_calls] * (2 if n_calls and self._s_per_request > _SLOW_S else 1)
 
     def learn(self, outcomes: Sequence[tuple[int, Outcome]], now: float) -> None:
         """Take the time since the last answers into account, unless it went into a load, an error or a standstill.

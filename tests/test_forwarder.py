@@ -24,7 +24,7 @@ from deployments.types import InferRequest, InferResult, Outcome, Timings
 from serve_app import forwarder as forwarder_module
 from serve_app import lanes
 from serve_app.forwarder import Forwarder
-from serve_app.lanes import MAX_REQUESTS, NEEDED, Call, Outcomes, Target
+from serve_app.lanes import GATHER_S, MAX_REQUESTS, NEEDED, Call, Outcomes, Target
 
 NEVER = 1e9
 MINILM = Target("pool", "minilm:1")
@@ -216,6 +216,27 @@ async def test_a_call_lost_with_its_replica_is_sent_once_more() -> None:
     assert pool.ids() == [["a"], ["a"]]
 
 
+def test_a_second_call_waits_for_company_for_a_moment_only() -> None:
+    """What the first waits for may be its own affair: nobody waits as long as it does."""
+
+    async def play() -> None:
+        pool, clock = Pool(), asyncio.get_running_loop().time
+        pool.gate.clear()
+        forwarder = Forwarder(pool.send, clock)
+        tasks = [asyncio.create_task(forwarder.forward(MINILM, request("slow"), NEVER))]
+        await asyncio.sleep(1.0)
+        for name in "ab":
+            tasks.append(asyncio.create_task(forwarder.forward(MINILM, request(name), NEVER)))
+            await asyncio.sleep(GATHER_S / 4)
+        assert pool.ids() == [["slow"]]
+        await asyncio.sleep(GATHER_S)
+        assert pool.ids() == [["slow"], ["a", "b"]]
+        pool.gate.set()
+        await asyncio.gather(*tasks)
+
+    virtual_time.run(play)
+
+
 async def test_a_call_lost_twice_is_a_503() -> None:
     pool = Pool()
     pool.failures = [ReplicaLost("gone"), ReplicaLost("gone again")]
@@ -352,12 +373,12 @@ async def test_an_answered_request_is_let_go_at_once() -> None:
         gc.enable()
 
 
-async def test_a_second_call_leaves_at_once_and_a_further_one_only_for_many() -> None:
+async def test_a_second_call_leaves_for_several_and_a_further_one_only_for_many() -> None:
     pool = Pool()
     pool.gate.clear()
-    forwarder = Forwarder(pool.send)
+    forwarder = Forwarder(pool.send, Clock())
     tasks = []
-    for i in range(2 + NEEDED[2] + NEEDED[3] + 5):
+    for i in range(sum(NEEDED) + 5):
         tasks.append(asyncio.create_task(forwarder.forward(MINILM, request(str(i)), NEVER)))
         await settle()
     assert [len(call.requests) for call in pool.calls] == list(NEEDED)

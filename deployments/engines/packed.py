@@ -6,13 +6,16 @@ a few made-up texts, so no list of architectures has to be kept.
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from deployments.engines import laid_out, packed_attention
+from deployments.engines.flat_layers import flat_layers
 from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.tokens import TextTokenizer, Tokens, first_position
 from deployments.spec import ModelSpec
@@ -22,17 +25,28 @@ logger = logging.getLogger(__name__)
 _TRIAL_LENGTHS = (9, 2, 24, 9, 6)
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest answer, or of 1
 
-# By kind of model: whether packing answered right. A trial costs half of a load, and one speaks for every model of a
-# kind, and for the same model's next load.
-_TRIED: dict[str, bool] = {}
+
+class Way(StrEnum):
+    """How batches of a model run."""
+
+    FLAT = "packed, its layers flat"
+    PACKED = "packed"
+    PADDED = "padded"
+
+
+# By kind of model: what answered right. A trial costs half of a load, and one speaks for every model of a kind, and for
+# the same model's next load.
+_TRIED: dict[str, Way] = {}
 
 
 class PackedModel:
-    """A model behind packed batches; it changes the model's attention until `undo` is called."""
+    """A model behind packed batches; it changes the model's attention, and layers, until `undo` is called."""
 
     is_packed = True
 
-    def __init__(self, model: Any, tokenizer: TextTokenizer, device: str, reads: Reads, field: str) -> None:
+    def __init__(
+        self, model: Any, tokenizer: TextTokenizer, device: str, reads: Reads, field: str, *, flat: bool = True
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._device = device
@@ -44,6 +58,9 @@ class PackedModel:
         self._layers = _layers(model)
         self._usual: str = model.config._attn_implementation
         model.set_attn_implementation(packed_attention.NAME)
+        self._flat = list(flat_layers(self._layers)) if flat else []
+        for layer in self._flat:
+            layer.install()
         self._hook = None if reads == "tokens" else self._layers.register_forward_hook(self._narrow)
 
     def __call__(self, rows: Sequence[Tokens]) -> torch.Tensor:
@@ -64,9 +81,14 @@ class PackedModel:
             return values[0, torch.cat(spans).to(self._device)]
         return values.flatten(0, -2)[back]
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the layers, or some of them, run as `flat_layers` has them."""
+        return bool(self._flat)
+
     def lay_out(self) -> None:
         """Have the layers' weights laid out for this CPU: faster, but no longer shared with other processes."""
-        laid_out.lay_out(self._layers)
+        laid_out.lay_out(self._layers, [layer.projections for layer in self._flat])
 
     def take_back(self) -> None:
         """Have the weights in the plain layers again."""
@@ -75,6 +97,9 @@ class PackedModel:
     def undo(self) -> None:
         """Leave the model as it was."""
         self.take_back()
+        for layer in self._flat:
+            layer.undo()
+        self._flat = []
         if self._hook is not None:
             self._hook.remove()
         self._model.set_attn_implementation(self._usual)
@@ -93,35 +118,46 @@ def forward_for(
     None where only a trial would tell, and there may be none now.
     """
     padded = PaddedModel(model, tokenizer, device, reads, field)
+    pack = partial(PackedModel, model, tokenizer, device, reads, field)
     if not spec.packing or model.config.is_encoder_decoder:
         return padded
     kind = _kind(model, device, reads)
     lays_out = spec.pinned and device == "cpu"
-    if not lays_out and (is_right := _TRIED.get(kind)) is not None:
-        return PackedModel(model, tokenizer, device, reads, field) if is_right else padded
+    if not lays_out and (way := _TRIED.get(kind)) is not None:
+        return padded if way is Way.PADDED else pack(flat=way is Way.FLAT)
     if not may_try:
         return None
-    rows = _trial(model, tokenizer, reads)
-    packed: PackedModel | None = None
-    try:
-        with torch.inference_mode():
+    with torch.inference_mode():
+        return _tried(kind, padded, pack, _trial(model, tokenizer, reads), lays_out=lays_out)
+
+
+def _tried(
+    kind: str, padded: PaddedModel, pack: Callable[..., PackedModel], rows: Sequence[Tokens], *, lays_out: bool
+) -> PaddedModel | PackedModel:
+    """Return the quickest way whose answers are those of each text alone, and remember it."""
+    for way in (Way.FLAT, Way.PACKED):
+        packed: PackedModel | None = None
+        try:
             alone = torch.cat([padded([row]) for row in rows])
-            packed = PackedModel(model, tokenizer, device, reads, field)
-            _TRIED[kind] = _is_equal(alone, packed(rows))
-            if _TRIED[kind]:
-                if lays_out:
-                    packed.lay_out()
-                    if not _is_equal(alone, packed(rows)):
-                        packed.take_back()
-                return packed
-        reason = "packed, its answers differ"
-    except Exception as exc:
-        # Whatever a strange architecture raises here: it has a way that works.
-        reason = f"{type(exc).__name__}: {exc}"[:200]
-    _TRIED[kind] = False
-    if packed is not None:
-        packed.undo()
-    logger.info("model %s runs padded: %s", spec.key, reason)
+            packed = pack(flat=way is Way.FLAT)
+            is_flat, is_right, reason = packed.is_flat, _is_equal(alone, packed(rows)), "its answers differ"
+            if is_right and lays_out:
+                packed.lay_out()
+                if not _is_equal(alone, packed(rows)):
+                    packed.take_back()
+        except Exception as exc:
+            # Whatever a strange architecture raises here: it has a way that works.
+            is_right, reason = False, f"{type(exc).__name__}: {exc}"[:200]
+            is_flat = packed is not None and packed.is_flat
+        if is_right and packed is not None:
+            _TRIED[kind] = way
+            return packed
+        logger.info("a model does not run %s: %s", way, reason)
+        if packed is not None:
+            packed.undo()
+        if not is_flat:
+            break  # the other way would be the same
+    _TRIED[kind] = Way.PADDED
     return padded
 
 

@@ -76,10 +76,16 @@ def attend(
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if unknown or attention_mask is not None or getattr(module, "is_causal", False):
         raise ValueError(f"this attention cannot be packed {unknown}")
-    tensors = [compute(x[0].transpose(0, 1)) for x in (query, key, value)]  # each (tokens, heads, d)
-    parts = [_within(segment, [x[segment.start : segment.stop] for x in tensors], scaling) for segment in segments]
-    attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    attended = within(segments, [x[0].transpose(0, 1) for x in (query, key, value)], scaling)
     return attended.to(query.dtype).unsqueeze(0), None
+
+
+def within(segments: Sequence[Segment], tensors: Sequence[torch.Tensor], scale: float | None) -> torch.Tensor:
+    """Attend within each text: query, key and value, each (tokens, heads, d), to the same, in `compute`'s dtype."""
+    tensors = [compute(x) for x in tensors]
+    if len(segments) == 1:
+        return _within(segments[0], tensors, scale)
+    return torch.cat([_within(one, [x[one.start : one.stop] for x in tensors], scale) for one in segments])
 
 
 def compute(x: torch.Tensor) -> torch.Tensor:

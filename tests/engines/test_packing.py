@@ -10,6 +10,7 @@ import torch
 import transformers as tf
 from engine_calls import TOLERANCE, load
 from tiny_models import build, wordpiece_tokenizer
+from transformers.models.bert.modeling_bert import BertLayer
 
 from deployments.engines import load_engine
 from deployments.engines.laid_out import LaidOutLinear
@@ -45,6 +46,9 @@ ARCHITECTURES: list[tuple[str, Any, Any, bool]] = [
 ]  # fmt: skip
 
 
+_FLAT = ("Bert", "Roberta", "XLMRoberta", "Electra")  # those whose layers are built as BERT's
+
+
 @pytest.mark.parametrize(
     ("task", "model_class", "config", "is_packed"), ARCHITECTURES, ids=lambda v: getattr(v, "__name__", "")
 )
@@ -54,8 +58,9 @@ def test_packed_answers_equal_those_of_each_text_alone(
     config.vocab_size = wordpiece_tokenizer(tmp_path)
     torch.manual_seed(0)
     model_class(config).save_pretrained(tmp_path)
-    engine = load(tmp_path, task)
+    engine: Any = load(tmp_path, task)
     assert engine.is_packed is is_packed
+    assert bool(own_forwards(engine._model)) == model_class.__name__.startswith(_FLAT)
     items = texts_of(engine)
     together = engine.run(items)
     for item, got in zip(items, together, strict=True):
@@ -107,6 +112,39 @@ def test_a_model_that_cannot_be_packed_is_left_as_it_was(tmp_path: Path) -> None
     assert not engine.is_packed
     assert engine._model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks for module in engine._model.modules())
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_layers_that_only_look_like_berts_run_their_own_way(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """Built as BERT's, but more is done in them: the trial finds out, and packs them as they are."""
+    monkeypatch.setattr("deployments.engines.packed._TRIED", {})
+    usual = BertLayer.forward
+
+    def stranger(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        changed: torch.Tensor = usual(self, hidden, *args, **kwargs) + 0.5 * hidden
+        return changed
+
+    monkeypatch.setattr(BertLayer, "forward", stranger)
+    engine: Any = load(tiny("bert"), "feature-extraction", pinned=pinned)
+    plain = load(tiny("bert"), "feature-extraction", packing=False)
+    items = texts_of(engine)
+    assert engine.is_packed
+    assert own_forwards(engine._model) == []
+    assert all(distance(a, b) <= TOLERANCE for a, b in zip(engine.run(items), plain.run(items), strict=True))
+
+
+def test_a_closed_models_layers_are_as_they_were(tiny: Callable[[str], Path]) -> None:
+    engine: Any = load(tiny("bert"), "feature-extraction", pinned=True)
+    model = engine._model
+    weights = {
+        name: tensor.shape for name, tensor in load(tiny("bert"), "feature-extraction")._model.state_dict().items()
+    }
+    assert len(own_forwards(model)) == 2
+    engine._forward.undo()
+    assert own_forwards(model) == []
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == weights
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -166,6 +204,11 @@ def texts_of(engine: Any) -> list[Item]:
         tokens = Tokens(ids, [chance.randrange(2) for _ in ids])
         items.append(Item(tokens, length))
     return items
+
+
+def own_forwards(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules that do not run as their class says."""
+    return [module for module in model.modules() if "forward" in vars(module)]
 
 
 def distance(first: Any, second: Any) -> float:

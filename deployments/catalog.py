@@ -181,7 +181,11 @@ def merge(statuses: Sequence[PoolStatus]) -> PoolStatus:
             if best is None or _PROGRESS.index(model.state) < _PROGRESS.index(best.state):
                 models[model.key] = model
     return PoolStatus(
-        models=tuple(replace(model, n_ready=n_ready[key]) for key, model in models.items()),
+        # As they are where nothing is to be added up: of a thousand models few are in memory anywhere.
+        models=tuple(
+            model if model.n_ready == n_ready[key] else replace(model, n_ready=n_ready[key])
+            for key, model in models.items()
+        ),
         rejected=rejected,
         n_replicas=len(statuses),
         resident_bytes=sum(s.resident_bytes for s in statuses),

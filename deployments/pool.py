@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from ray import serve
@@ -147,6 +148,7 @@ def _batched(name: str, max_items: int) -> Any:
             raise EngineFailure("the batch was cancelled") from None
 
     run_batches.__name__ = name  # the tag of Serve's batch metrics
+    run_batches.__signature__ = signature(run_batches)  # type: ignore[attr-defined]  # Serve asks for it at each batch
     return serve.batch(
         max_batch_size=max_items,
         batch_wait_timeout_s=0,

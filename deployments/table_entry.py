@@ -24,6 +24,7 @@ class Entry:
     pending: ModelSpec | None = None  # being made ready to take over
     task: asyncio.Task[None] | None = None  # loads a pinned model, or makes `pending` ready
     removal: asyncio.TimerHandle | None = None
+    _said: tuple[tuple[object, ...], ModelStatus] | None = None  # while it was not in memory, and of what it was made
 
     def stop(self) -> ModelSpec | None:
         """Stop loading it, and making another configuration of it ready; return that one."""
@@ -48,7 +49,11 @@ class Entry:
             reason = str(slot.error.details.get("reason", slot.error.message))
         if barred:
             state, reason = ModelState.UNAVAILABLE, barred
-        return ModelStatus(
+        said = (self.spec, self.signature, self.labels, self.facts, state, reason, wait_s, max_held, self.removal)
+        if slot is None and self._said is not None and said == self._said[0]:
+            self._said = said, self._said[1]  # equal, and compared at a glance next time
+            return self._said[1]
+        status = ModelStatus(
             name=self.spec.name,
             version=self.spec.version,
             task=self.spec.task,
@@ -71,3 +76,5 @@ class Entry:
             max_held=max_held,
             is_leaving=self.removal is not None,
         )
+        self._said = (said, status) if slot is None else None
+        return status

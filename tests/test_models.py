@@ -14,7 +14,7 @@ from deployments.orders import LOAD, UNLOAD, Order, Verb
 from deployments.residency import Residency
 from deployments.spec import ModelSpec
 from deployments.turns import Turns
-from deployments.types import ModelState, Signature
+from deployments.types import ModelState, ModelStatus, Signature
 
 
 class FakeEngine:
@@ -185,6 +185,32 @@ async def test_limits_change_without_a_load() -> None:
     assert slot.model.queue.limits.max_items == 3
     assert case.loader.loads == ["a:1 /v1"]
     assert case.table.statuses()[0].timeout_s == 7
+
+
+async def test_what_is_said_of_a_cold_model_is_made_anew_only_when_it_changes() -> None:
+    """A thousand of them are asked about every second; the one asking compares at a glance."""
+    case = Case()
+
+    def said() -> ModelStatus:
+        (status,) = case.table.statuses()
+        return status
+
+    case.apply(entry("a"))
+    first = said()
+    assert said() is first
+    case.apply(entry("a"))
+    assert said() is first
+    case.apply(entry("a", timeout_s=7), max_held=3)
+    assert (said().timeout_s, said().max_held) == (7, 3)
+    case.table.obey({"a:1": Order(Verb.UNLOAD)})
+    assert (said().state, said().reason) == (ModelState.UNAVAILABLE, "unloaded")
+    case.table.obey({})
+    assert said().state is ModelState.UNLOADED
+    await case.use("a:1")
+    assert said().state is ModelState.READY
+    assert said().n_ready == 1
+    case.apply()
+    assert said().is_leaving
 
 
 async def test_a_model_whose_files_appear_later_heals_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

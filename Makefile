@@ -40,13 +40,13 @@ format: install-dev ## Let ruff fix and format everything
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and the bare loop: 20 minutes, the whole machine
+bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and the bare loop: a quarter of an hour, the whole machine
 	$(PY) -m benchmarks venvs
 	$(PY) -m benchmarks peers
 
 bench-all: install-dev ## All peers and loads, the front door, batching in virtual time, growth: about two hours
 	$(PY) -m benchmarks venvs
-	$(PY) -m benchmarks peers --sides all --cells all --open 0.5,0.8
+	$(PY) -m benchmarks peers --sides all --cells all --open 0.5,0.8 --rounds 3
 	$(PY) -m benchmarks front-door
 	$(PY) -m benchmarks growth
 	$(PY) -m benchmarks batching

@@ -1,10 +1,16 @@
-"""Which entries of a pool's configuration can serve. Used by `deployments.models`."""
+"""Which entries of a pool's configuration can serve, and the code it takes. Used by `deployments.models` and `.pool`."""
 
+import importlib
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
 
 from deployments.discovery import discovered
-from deployments.engines import check_options, missing_bases
-from deployments.spec import ModelSpec
+from deployments.engines import ENGINES, check_options, engine_name, missing_bases
+from deployments.spec import ModelSpec, parse_models
+
+logger = logging.getLogger(__name__)
 
 
 def usable(models: Iterable[ModelSpec], refused: dict[str, str]) -> dict[str, ModelSpec]:
@@ -22,3 +28,20 @@ def usable(models: Iterable[ModelSpec], refused: dict[str, str]) -> dict[str, Mo
         refused[key] = reason
         del specs[key]
     return specs
+
+
+def import_code(user_config: Any) -> None:
+    """Import what loading the models of a Pool's user_config takes: seconds that no request should wait for.
+
+    Blocks. Nothing may be loading meanwhile: transformers' lazy modules are not made for two threads.
+    """
+    settings, _ = parse_models(user_config)
+    modules: set[str] = set()
+    for spec in settings.models:
+        with suppress(ValueError):  # an entry that is refused, with its reason, when it is applied
+            modules.add(ENGINES[engine_name(spec)].factory.partition(":")[0])
+    for module in sorted(modules):
+        try:
+            importlib.import_module(module)
+        except Exception as exc:  # told by the load that needs it
+            logger.warning("%s cannot be imported: %s", module, exc)

@@ -15,6 +15,7 @@ from ray import serve
 from deployments.batches import RunBatch
 from deployments.chunks import Chunk
 from deployments.engines import is_usable, set_up_process
+from deployments.entries import import_code
 from deployments.errors import EngineFailure, ServeError
 from deployments.garbage import collect_seldom
 from deployments.hop import Packed, pack_outcomes, unpack_requests
@@ -38,9 +39,13 @@ class Pool:
         set_up_process(args.threads)
         self._replica = PoolReplica(args, instrument=ServeBatches().instrument)
         self._revisions = Revisions()
+        self._is_new = True
 
     async def reconfigure(self, user_config: Any) -> None:
         """Apply the user_config; never raises, never waits for a load (Serve would stop the replica)."""
+        if self._is_new:  # nothing loads yet, and no request waits
+            self._is_new = False
+            await asyncio.to_thread(import_code, user_config)
         self._replica.configure(user_config)
 
     async def discover(self) -> None:

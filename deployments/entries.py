@@ -1,4 +1,4 @@
-"""Which entries of a pool's configuration can serve, and the code it takes. Used by `deployments.models` and `.pool`."""
+"""Which entries of a pool's configuration can serve, and what code they take. Used by `deployments.models`, `pool`."""
 
 import importlib
 import logging

@@ -11,6 +11,7 @@ OVERHEAD_TOKENS = 48.0
 OVERHEAD_SHARE = 0.05
 MIN_BUDGET, MAX_BUDGET = 512, 2**24
 _FORGET = 0.95  # weight of the past at each new batch
+_STANDSTILL = 8.0  # times what was predicted is no batch's own time: the machine slept, the container was frozen
 _SPREAD = 0.04  # squared relative spread of costs from which a line can be fitted
 
 
@@ -23,7 +24,9 @@ class Speed:
         self.rate_s = 0.0  # seconds a unit of cost takes; both 0.0 before the first batch
 
     def learn(self, cost: int, seconds: float) -> None:
-        """Take one batch into account."""
+        """Take one batch into account; what nobody could have predicted, only in part."""
+        if expected := self.predict(cost):
+            seconds = min(seconds, _STANDSTILL * expected)
         self._n = self._n * _FORGET + 1
         self._x = self._x * _FORGET + cost
         self._y = self._y * _FORGET + seconds

@@ -54,3 +54,14 @@ def test_a_machine_that_gets_busy_is_noticed() -> None:
     for cost in (100, 300) * 50:
         speed.learn(cost, cost * 3e-4)
     assert speed.predict(200) == pytest.approx(0.06, rel=0.05)
+
+
+def test_a_machine_that_slept_through_a_batch_is_not_taken_for_a_slow_one() -> None:
+    speed = Speed()
+    for cost in (100, 300) * 50:
+        speed.learn(cost, cost * 1e-4)
+    speed.learn(200, 190.0)
+    assert speed.predict(64 * 200) < 3.0
+    for cost in (100, 300) * 50:  # a hundred times slower from now on: found out all the same
+        speed.learn(cost, cost * 1e-2)
+    assert speed.predict(200) == pytest.approx(2.0, rel=0.1)

@@ -46,7 +46,7 @@ bench: install-dev ## Us beside Ray as documented, the best peers, FastAPI and t
 
 bench-all: install-dev ## All peers and loads, the front door, batching in virtual time, growth: about two hours
 	$(PY) -m benchmarks venvs
-	$(PY) -m benchmarks peers --sides all --cells all --open 0.5,0.8 --rounds 3
+	$(PY) -m benchmarks peers --sides all --cells all --open 0.5,0.8
 	$(PY) -m benchmarks front-door
 	$(PY) -m benchmarks growth
 	$(PY) -m benchmarks batching

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ends = commands.add_parser("peers", help="end to end against peers")
     ends.add_argument("--sides", default=",".join(FEW), help="comma-separated, or `all` (default: %(default)s)")
     ends.add_argument("--cells", default="few", help="few, all, or names such as short@64,mixed@64")
-    ends.add_argument("--rounds", type=int, default=2)
+    ends.add_argument("--rounds", type=int, default=3)
     ends.add_argument("--open", default="0.8", help="open loops at these shares of each one's most, or nothing")
     ends.set_defaults(run=_peers)
 

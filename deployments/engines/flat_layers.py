@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm
 from transformers.activations import GELUActivation
 
-from deployments.engines import packed_attention
+from deployments.engines import packed_attention, products
 from deployments.engines.laid_out import LaidOutLinear
 from deployments.engines.packed_attention import Segment
 
@@ -103,7 +103,7 @@ def _is_berts(layer: Any) -> bool:
 
 
 def _rows(dense: Any, x: torch.Tensor) -> torch.Tensor:
-    return dense.rows(x) if type(dense) is LaidOutLinear else linear(x, dense.weight, dense.bias)
+    return dense.rows(x) if type(dense) is LaidOutLinear else products.rows(dense, x)
 
 
 def _normal(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:

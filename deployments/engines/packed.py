@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deployments.engines import laid_out, packed_attention
+from deployments.engines import laid_out, packed_attention, products
 from deployments.engines.flat_layers import flat_layers
 from deployments.engines.padded import PaddedModel, Reads
 from deployments.engines.tokens import TextTokenizer, Tokens, first_position
@@ -61,6 +61,7 @@ class PackedModel:
         self._flat = list(flat_layers(self._layers)) if flat else []
         for layer in self._flat:
             layer.install()
+        self._quick = products.quicken(model) if device == "cpu" else []
         self._hook = None if reads == "tokens" else self._layers.register_forward_hook(self._narrow)
 
     def __call__(self, rows: Sequence[Tokens]) -> torch.Tensor:
@@ -99,7 +100,9 @@ class PackedModel:
         self.take_back()
         for layer in self._flat:
             layer.undo()
-        self._flat = []
+        for dense in self._quick:
+            dense.undo()
+        self._flat, self._quick = [], []
         if self._hook is not None:
             self._hook.remove()
         self._model.set_attn_implementation(self._usual)

@@ -36,6 +36,7 @@ from serve_app.protocols.types import (
     RawRequest,
     Reply,
 )
+from serve_app.short_way import OURS
 from serve_app.streaming import Streamed, send_stream, start_of
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -96,6 +97,7 @@ def build_asgi(gateway: Gateway, max_body_bytes: int) -> Starlette:
             Middleware(Packing, max_bytes=max_body_bytes),
         ],
     )
+    setattr(app.state, OURS, True)
     app.router.redirect_slashes = False
     app.router.default = _Nothing(gateway)  # NOTE: no route `/{path:path}`, which a path with a newline does not match
     return app

@@ -15,6 +15,7 @@ from ray.serve._private.common import RequestMetadata, RequestProtocol
 from ray.serve._private.tracing_utils import is_tracing_enabled
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+OURS = "takes_short_way"  # set in the `state` of an app that needs nothing of Serve's handling
 _log = logging.getLogger(__name__)
 _COUNTED = RequestMetadata("", "", _request_protocol=RequestProtocol.HTTP, is_direct_ingress=True)
 _LOOK_S = 0.05  # between looks at who has left
@@ -106,13 +107,15 @@ class Leavers:
 
 
 def find(app: Any) -> ShortWay | None:
-    """Return the short way past Serve's handling `app`, if this is an ingress replica that we know our way about in."""
+    """Return the short way past Serve's handling `app`, if it is of a replica of ours that we know our way about in."""
     while (inner := getattr(app, "_app", None)) is not None:
         app = inner
     replica = getattr(app, "__self__", None)
     if replica is None or getattr(app, "__name__", "") != "_direct_ingress_asgi":
         return None  # one of Serve's proxies, which has no app of ours in its process
     try:
+        if not getattr(getattr(replica._user_callable_asgi_app, "state", None), OURS, False):
+            return None  # somebody else's application on the same cluster, which may need whatever Serve does
         wants_more = (
             is_tracing_enabled()
             or replica._http_options.request_timeout_s is not None

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,11 @@ from ray.serve._private.common import RequestMetadata
 from ray.serve._private.http_util import RequestIdMiddleware
 from ray.serve._private.replica import Replica, ReplicaMetricsManager
 from ray.serve._private.utils import Semaphore
+from starlette.applications import Starlette
 
 from serve_app.front import Front, long_way, middlewares
 from serve_app.middleware import AccessLog
-from serve_app.short_way import find
+from serve_app.short_way import OURS, find
 
 
 class Cycle:
@@ -26,11 +28,22 @@ class Cycle:
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
+@dataclass
+class App:
+    """An app as Starlette makes it."""
+
+    run: Any
+    state: SimpleNamespace
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.run(scope, receive, send)
+
+
 class Fake:
     """Serve's ingress replica, with the parts that the short way uses."""
 
-    def __init__(self, app: Any, slots: int = 2, prefix: str = "/", **http_options: Any) -> None:
-        self._user_callable_asgi_app = app
+    def __init__(self, app: Any, slots: int = 2, prefix: str = "/", ours: bool = True, **http_options: Any) -> None:
+        self._user_callable_asgi_app: Any = App(app, SimpleNamespace(**{OURS: ours}))
         self._route_prefix = prefix
         self._semaphore = Semaphore(lambda: slots)
         self._metrics_manager = SimpleNamespace(_change_num_ongoing_requests=self.change)
@@ -132,6 +145,22 @@ async def test_another_server_and_another_app_go_serves_way() -> None:
     await serve.front({"type": "http", "path": "/", "method": "GET", "headers": []}, receive, send)
     assert serve.n_serve == 1
     assert find(answer) is None
+
+
+@pytest.mark.parametrize("other", ["an app of another team", "no ASGI app at all"])
+async def test_other_applications_of_the_cluster_are_handled_by_serve(other: str) -> None:
+    serve = Fake(answer, ours=False)
+    front = serve.front
+    if other == "no ASGI app at all":
+        serve._user_callable_asgi_app = None
+        assert find(RequestIdMiddleware(serve._direct_ingress_asgi)) is None
+        return
+    start, *_ = await ask(front)
+    assert (start["status"], serve.n_serve) == (200, 1)
+
+
+def test_our_app_says_that_it_is_ours(app: Starlette) -> None:
+    assert getattr(app.state, OURS)
 
 
 async def test_a_route_prefix_is_the_root_of_the_app_and_other_paths_are_serves() -> None:

@@ -159,8 +159,8 @@ async def test_other_applications_of_the_cluster_are_handled_by_serve(other: str
     assert (start["status"], serve.n_serve) == (200, 1)
 
 
-def test_our_app_says_that_it_is_ours(app: Starlette) -> None:
-    assert getattr(app.state, OURS)
+def test_our_app_says_that_it_is_ours(asgi: Starlette) -> None:
+    assert getattr(asgi.state, OURS)
 
 
 async def test_a_route_prefix_is_the_root_of_the_app_and_other_paths_are_serves() -> None:

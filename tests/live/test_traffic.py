@@ -35,7 +35,7 @@ def endpoint(cluster: Live) -> Live:
         echo(pinned=True, cache={"rows": ["x"]}),
         echo(version="2", pinned=True),
         echo("other", pinned=True),
-        echo("slow", pinned=True, delay_s=0.5),
+        echo("slow", pinned=True, delay_s=0.5, batch={"max_items": 2}),
         *(echo(name, fails=fails) for name in ("broken", "worse", "worst")),
     )
     parsed["applications"][0]["deployments"][0]["user_config"] |= POLICIES

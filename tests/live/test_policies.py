@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,13 @@ async def test_one_rate_over_both_replicas_is_neither_exceeded_nor_wasted(
     seen: Counter[int] = Counter()
     async with endpoint.client(key) as http:
         began = time.monotonic()
+        at = [began]
 
         async def keep_asking() -> None:
             while time.monotonic() < began + lasts_s:
                 answer = await http.post("/v2/models/echo/infer", json=body(1.0))
                 seen[answer.status_code] += 1
+                at.append(time.monotonic())
                 if answer.status_code == 429:
                     assert answer.headers["ratelimit-remaining"] == "0"
                     await asyncio.sleep(0.03)
@@ -198,7 +201,9 @@ async def test_one_rate_over_both_replicas_is_neither_exceeded_nor_wasted(
         elapsed = time.monotonic() - began
     assert set(seen) == {200, 429}
     assert seen[200] <= PER_S * elapsed + BURST
-    assert seen[200] >= 0.98 * PER_S * lasts_s
+    # What a full bucket loses while this machine stands still, and nobody is answered, is nobody's waste.
+    stood_s = sum(max(later - before - BURST / PER_S, 0.0) for before, later in pairwise(at))
+    assert seen[200] >= 0.98 * PER_S * (lasts_s - stood_s), f"nobody was answered for {stood_s:.2f} s"
 
 
 async def _known(endpoint: Endpoint, key: str) -> bool:

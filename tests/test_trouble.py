@@ -359,15 +359,7 @@ async def test_retry_after_is_what_waits_by_what_is_done() -> None:
 
 async def test_a_request_that_could_only_be_late_is_turned_away_at_once() -> None:
     rooms = Rooms(max_requests=100)
-    for _ in range(40):
-        rooms.start(time_s=3600)
-    await settle()
-    for _ in range(3):
-        rooms.clock.now += 1.0
-        await rooms.finish(8)
-        for _ in range(8):
-            rooms.start(time_s=3600)
-        await settle()
+    await busy_for(rooms, seconds=3, answered=8, late=0)
     error = await rooms.outcome(time_s=2.0)
     assert isinstance(error, Overloaded)
     assert "after the deadline" in error.message
@@ -378,15 +370,7 @@ async def test_a_request_that_could_only_be_late_is_turned_away_at_once() -> Non
 
 async def test_a_machine_that_slept_turns_nobody_away_for_it() -> None:
     rooms = Rooms(max_requests=100)
-    for _ in range(40):
-        rooms.start(time_s=3600)
-    await settle()
-    for _ in range(3):
-        rooms.clock.now += 1.0
-        await rooms.finish(8)
-        for _ in range(8):
-            rooms.start(time_s=3600)
-        await settle()
+    await busy_for(rooms, seconds=3, answered=8, late=0)
     rooms.clock.now += 120.0
     assert await rooms.outcome(time_s=10.0) is None
     for _ in range(120):  # awake, but nobody is answered

@@ -186,24 +186,28 @@ async def test_one_rate_over_both_replicas_is_neither_exceeded_nor_wasted(
     seen: Counter[int] = Counter()
     async with endpoint.client(key) as http:
         began = time.monotonic()
-        at = [began]
+        beats = [began]
+
+        async def beat() -> None:
+            while time.monotonic() < began + lasts_s:
+                await asyncio.sleep(0.02)
+                beats.append(time.monotonic())
 
         async def keep_asking() -> None:
             while time.monotonic() < began + lasts_s:
                 answer = await http.post("/v2/models/echo/infer", json=body(1.0))
                 seen[answer.status_code] += 1
-                at.append(time.monotonic())
                 if answer.status_code == 429:
                     assert answer.headers["ratelimit-remaining"] == "0"
                     await asyncio.sleep(0.03)
 
-        await asyncio.gather(*(keep_asking() for _ in range(12)))
+        await asyncio.gather(beat(), *(keep_asking() for _ in range(12)))
         elapsed = time.monotonic() - began
     assert set(seen) == {200, 429}
     assert seen[200] <= PER_S * elapsed + BURST
-    # What a full bucket loses while this machine stands still, and nobody is answered, is nobody's waste.
-    stood_s = sum(max(later - before - BURST / PER_S, 0.0) for before, later in pairwise(at))
-    assert seen[200] >= 0.98 * PER_S * (lasts_s - stood_s), f"nobody was answered for {stood_s:.2f} s"
+    # What a full bucket loses while this machine stands still, this process with it, is nobody's waste.
+    stood_s = sum(max(later - before - BURST / PER_S, 0.0) for before, later in pairwise(beats))
+    assert seen[200] >= 0.98 * PER_S * (lasts_s - stood_s), f"this machine stood still for {stood_s:.2f} s"
 
 
 async def _known(endpoint: Endpoint, key: str) -> bool:

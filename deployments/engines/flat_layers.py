@@ -18,6 +18,7 @@ from deployments.engines.laid_out import LaidOutLinear
 from deployments.engines.packed_attention import Segment
 
 _PARTS = {"attention", "intermediate", "output"}
+_PROJECTIONS = ("query", "key", "value")
 _DENSE = {"dense", "LayerNorm", "dropout"}
 
 
@@ -38,7 +39,7 @@ class FlatLayer:
     @property
     def projections(self) -> list[nn.Linear]:
         """The products that take the same input, and may be one."""
-        return [self._projections[name] for name in ("query", "key", "value")]
+        return [self._projections[name] for name in _PROJECTIONS]
 
     def install(self) -> None:
         """Have the layer run this way."""
@@ -94,11 +95,11 @@ def _is_berts(layer: Any) -> bool:
         return False
     attention = layer.attention.self
     return (
-        set(attention._modules) == {"query", "key", "value", "dropout"}
+        set(attention._modules) == {*_PROJECTIONS, "dropout"}
         and not attention.is_causal
         and set(layer.attention.output._modules) == set(layer.output._modules) == _DENSE
         and set(layer.intermediate._modules) == {"dense", "intermediate_act_fn"}
-        and all(type(one) is nn.Linear and one.bias is not None for one in FlatLayer(layer).projections)
+        and all(type(one) is nn.Linear and one.bias is not None for one in map(attention.get_submodule, _PROJECTIONS))
     )
 
 

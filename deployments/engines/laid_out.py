@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deployments.engines.products import by_onednn, has_onednn
+
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -30,10 +32,8 @@ class LaidOutLinear(nn.Module):
 
     def rows(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         """Return the products of (rows, in), side by side; `then` is "none" or the "gelu" to apply (its exact form)."""
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._buffers["laid_out"], self._biases[0], then, [], "none" if then == "gelu" else ""
-        )
-        return found
+        laid_out: Any = self._buffers["laid_out"]
+        return by_onednn(x, laid_out, self._biases[0], then)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the plain layer would."""
@@ -50,7 +50,7 @@ class LaidOutLinear(nn.Module):
 
 def lay_out(module: nn.Module, together: Iterable[Sequence[nn.Linear]] = ()) -> None:
     """Replace every linear layer within `module` that owns its weights; of each group `together` the first, by all."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_onednn():
         return
     owners = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
     groups = {id(group[0]): group for group in together if all(_may(one, owners) for one in group)}

@@ -1,8 +1,8 @@
 """Products with weights that lie as torch has them: by oneDNN where that is faster than what torch takes by itself.
 
 In float32 torch takes MKL, which leaves half of an AMD CPU's vectors idle. Both read the same weights, so that the
-processes of a node go on sharing them; `laid_out` is faster still, for weights of one's own. Used by `flat_layers` and
-`PackedModel`.
+processes of a node go on sharing them; `laid_out` is faster still, for weights of one's own. Used by `flat_layers`,
+`PackedModel` and, for the product itself, `laid_out`.
 """
 
 import time
@@ -22,17 +22,30 @@ _TRIALS = 7
 def rows(dense: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """Return the product of (rows, in) with a linear layer."""
     if x.dtype is torch.float32 and x.shape[0] >= _FEW and x.device.type == "cpu" and prefers_onednn():
-        return _by_onednn(x, dense.weight, dense.bias)
+        return by_onednn(x, dense.weight, dense.bias)
     return linear(x, dense.weight, dense.bias)
+
+
+def has_onednn() -> bool:
+    """Return whether torch has oneDNN's product: the operator that its own compiler puts into its code."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none") -> torch.Tensor:
+    """Return oneDNN's product of (rows, in); `then` is "none" or the "gelu" to apply (its exact form)."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, weight, bias, then, [], "none" if then == "gelu" else ""
+    )
+    return found
 
 
 @cache
 def prefers_onednn() -> bool:
     """Return whether oneDNN is the faster one here, by a trial of some milliseconds."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_onednn():
         return False
     x, weight = torch.ones(128, 384), torch.ones(384, 384)
-    return _seconds(partial(_by_onednn, x, weight, None)) * _WORTH < _seconds(partial(linear, x, weight))
+    return _seconds(partial(by_onednn, x, weight, None)) * _WORTH < _seconds(partial(linear, x, weight))
 
 
 class QuickLinear:
@@ -58,11 +71,6 @@ def quicken(module: nn.Module) -> list[QuickLinear]:
     return [
         QuickLinear(one) for one in module.modules() if type(one) is nn.Linear and one.weight.dtype is torch.float32
     ]
-
-
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
 
 
 def _seconds(run: Callable[[], Any]) -> float:

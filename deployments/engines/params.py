@@ -1,6 +1,7 @@
 """A request's parameters: each family describes its own as a pydantic model, and all are read here."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
@@ -29,7 +30,7 @@ def parse_params(kind: type[P], params: Mapping[str, JsonValue]) -> P:
         InvalidInput: `field` is the parameter that does not exist or has a wrong value.
     """
     try:
-        return kind.model_validate(dict(params), strict=True)
+        return kind.model_validate(dict(params), strict=True) if params else _defaults(kind)
     except ValidationError as exc:
         error = exc.errors(include_url=False)[0]
         name = str(error["loc"][0])
@@ -37,3 +38,9 @@ def parse_params(kind: type[P], params: Mapping[str, JsonValue]) -> P:
             known = ", ".join(kind.model_fields) or "none"
             raise InvalidInput(f"unknown parameter {name!r}; this model knows: {known}", field=name) from None
         raise InvalidInput(f"parameter {name!r}: {error['msg']}", field=name) from None
+
+
+@cache
+def _defaults(kind: type[P]) -> P:
+    """Return what most requests have; it is frozen, and so may be shared."""
+    return kind()

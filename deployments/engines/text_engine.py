@@ -38,6 +38,9 @@ class TextEngine(Vocabulary):
         self._device = device
         self._model, self._parking = load_shared(self.auto_class, path, spec, device, self.may_lack)
         self._tokenizer = TextTokenizer(path, spec, self._model, max_tokens)
+        # BART-like classifiers read the last </s> and want as many in each row of a batch.
+        config = self._model.config
+        self._grouped_by: int | None = config.eos_token_id if config.is_encoder_decoder else None
         if self.reads == "mask" and self._tokenizer.tokenizer.mask_token_id is None:
             raise unavailable(spec, f"its tokenizer has no mask token; the model was not made for {spec.task.value}")
         way = self._way(may_try=spec.pinned)  # one that is loaded on demand has its first answer to give before
@@ -115,7 +118,4 @@ class TextEngine(Vocabulary):
         return Item(tokens, len(tokens.ids), self._group(tokens))
 
     def _group(self, tokens: Tokens) -> int | None:
-        # BART-like classifiers read the last </s> and want as many in each row of a batch.
-        if not self._model.config.is_encoder_decoder:
-            return None
-        return tokens.ids.count(self._model.config.eos_token_id)
+        return None if self._grouped_by is None else tokens.ids.count(self._grouped_by)

@@ -24,6 +24,8 @@ _LEAN: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Each round the controller copies all of every deployment's configuration: thousands of models, ten times a second.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    # How often each process hands its counters to Ray's metrics, which are exported every ten seconds.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
 }
 # Set for another cluster, by hand or by `make env`, each of these would lead our processes there.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")

@@ -23,6 +23,7 @@ PINS: Mapping[str, Sequence[str]] = {
     # The newest transformers that infinity's own code imports with.
     "infinity": ("infinity-emb[server,torch]==0.0.78", "transformers==4.57.6"),
     "kserve": ("kserve==0.21.0",),
+    "onnxruntime": ("onnxruntime==1.32.0", "onnx==1.23.2"),
     "triton": ("nvidia-pytriton==0.7.0",),
 }
 

@@ -68,7 +68,8 @@ class PackedModel:
         """Return (texts, x), or (all tokens, x) in the order of the rows where the family reads tokens."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         lengths = [len(rows[i].ids) for i in order]
-        batch = self._tokenizer.pack([rows[i] for i in order], self._first_position, self._device)
+        n_filler = products.even(sum(lengths)) - sum(lengths) if self._device == "cpu" else 0
+        batch = self._tokenizer.pack([rows[i] for i in order], self._first_position, self._device, n_filler)
         starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
         if self._reads == "text":
             self._kept = starts.to(self._device)

@@ -81,11 +81,16 @@ def attend(
 
 
 def within(segments: Sequence[Segment], tensors: Sequence[torch.Tensor], scale: float | None) -> torch.Tensor:
-    """Attend within each text: query, key and value, each (tokens, heads, d), to the same, in `compute`'s dtype."""
+    """Attend within each text: query, key and value, each (tokens, heads, d), to the same, in `compute`'s dtype.
+
+    Tokens behind the last text are a filler whose answers nobody reads: it gets its values back.
+    """
     tensors = [compute(x) for x in tensors]
-    if len(segments) == 1:
-        return _within(segments[0], tensors, scale)
-    return torch.cat([_within(one, [x[one.start : one.stop] for x in tensors], scale) for one in segments])
+    found = [_within(one, [x[one.start : one.stop] for x in tensors], scale) for one in segments]
+    n_tokens = segments[-1].stop
+    if n_tokens < len(tensors[2]):
+        found.append(tensors[2][n_tokens:])
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def compute(x: torch.Tensor) -> torch.Tensor:

@@ -129,14 +129,17 @@ class TextTokenizer:
             batch["token_type_ids"] = [row.type_ids + [pad] * (width - len(row.ids)) for row in rows]
         return {name: torch.tensor(ids, dtype=torch.int64, device=device) for name, ids in batch.items()}
 
-    def pack(self, rows: Sequence[Tokens], first_position: int, device: str) -> dict[str, torch.Tensor]:
-        """Return the tensors a model takes for all rows in one sequence, each (1, all tokens), INT64."""
+    def pack(
+        self, rows: Sequence[Tokens], first_position: int, device: str, n_filler: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors a model takes for all rows in one sequence and a filler behind: (1, tokens), INT64."""
         batch = {
-            "input_ids": [i for row in rows for i in row.ids],
-            "position_ids": [i for row in rows for i in range(first_position, first_position + len(row.ids))],
+            "input_ids": [i for row in rows for i in row.ids] + [self._pad_id] * n_filler,
+            "position_ids": [i for row in rows for i in range(first_position, first_position + len(row.ids))]
+            + [first_position] * n_filler,
         }
         if self._has_type_ids:
-            batch["token_type_ids"] = [i for row in rows for i in row.type_ids]
+            batch["token_type_ids"] = [i for row in rows for i in row.type_ids] + [0] * n_filler
         return {name: torch.tensor([ids], dtype=torch.int64, device=device) for name, ids in batch.items()}
 
     def _whole(

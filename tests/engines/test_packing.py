@@ -15,6 +15,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from deployments.engines import load_engine
 from deployments.engines.laid_out import LaidOutLinear
 from deployments.engines.packed_attention import segments
+from deployments.engines.products import even
 from deployments.engines.tokens import Tokens
 from deployments.spec import ModelSpec
 from deployments.types import Item
@@ -65,6 +66,19 @@ def test_packed_answers_equal_those_of_each_text_alone(
     together = engine.run(items)
     for item, got in zip(items, together, strict=True):
         assert distance(got, engine.run([item])[0]) <= TOLERANCE
+
+
+def test_batches_of_any_total_come_in_few_shapes(tiny: Callable[[str], Path]) -> None:
+    engine: Any = load(tiny("bert"), "feature-extraction")
+    seen: set[int] = set()
+    first = next(one for one in engine._model.modules() if isinstance(one, torch.nn.LayerNorm))
+    first.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1]))
+    item = texts_of(engine)[0]
+    for n_texts in range(10, 74):
+        assert len(engine.run([item] * n_texts)) == n_texts
+    totals = range(10 * item.cost, 74 * item.cost, item.cost)
+    assert seen == {even(n) for n in totals}
+    assert len(seen) < len(totals)
 
 
 def test_the_entry_can_turn_packing_off(tiny: Callable[[str], Path]) -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from deployments.engines import products
@@ -41,3 +43,15 @@ def test_only_float32_is_changed_and_only_where_it_pays(choice: bool) -> None:
 
 def test_the_trial_has_an_answer() -> None:
     assert products.prefers_onednn() in (True, False)
+
+
+@given(st.integers(1, 100_000))
+def test_an_even_number_of_rows_is_hardly_larger_and_one_of_few(n_rows: int) -> None:
+    found = products.even(n_rows)
+    assert n_rows <= found <= n_rows * 17 / 16
+    assert products.even(found) == found
+
+
+def test_there_are_sixteen_even_numbers_to_the_doubling() -> None:
+    assert len({products.even(n) for n in range(513, 1025)}) == 16
+    assert [products.even(n) for n in range(1, 33)] == list(range(1, 33))

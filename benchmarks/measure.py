@@ -6,8 +6,10 @@ Called by every suite that has a server. The client is another process, so that 
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Job
@@ -38,17 +40,19 @@ class Measurement:
 
 def measure(job: Job, cpu: Cpu) -> Measurement:
     """Run `job` in a client process; `cpu` tells the server's CPU seconds so far, by role."""
-    command = [sys.executable, "-m", "benchmarks.client"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        client.stdin.write(json.dumps(asdict(job)) + "\n")
-        client.stdin.flush()
-        _expect(client.stdout.readline(), "begin")
-        before, machine_before = cpu(), machine_cpu_s()
-        _expect(client.stdout.readline(), "end")
-        after, machine_after = cpu(), machine_cpu_s()
-        seen = json.loads(client.stdout.readline())
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "seen.json"
+        command = [sys.executable, "-m", "benchmarks.client", str(result)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(json.dumps(asdict(job)) + "\n")
+            client.stdin.flush()
+            _expect(client.stdout.readline(), "begin")
+            before, machine_before = cpu(), machine_cpu_s()
+            _expect(client.stdout.readline(), "end")
+            after, machine_after = cpu(), machine_cpu_s()
+        seen = json.loads(result.read_text())
     used = {role: after[role] - before.get(role, 0.0) for role in after}
     return _reduce(seen, used, machine_after - machine_before)
 

@@ -1,9 +1,9 @@
 """The load client, in a process of its own: `python -m benchmarks.client RESULT` reads one job from standard input.
 
 Raw HTTP/1.1 on asyncio, keep-alive, no client library: about 30 µs a request, for it shares its cores with the server.
-Prints `begin` and `end` as its window opens and closes, then writes the file RESULT, as JSON. Closed loop: each connection sends when
-it has its answer. Open loop: Poisson arrivals, each on a free connection or a new one, and latency counts from the
-*scheduled* arrival, so that a stalled server cannot hide its queue.
+Prints `begin` and `end` as its window opens and closes, then writes the file RESULT, as JSON. Closed loop: each
+connection sends when it has its answer. Open loop: Poisson arrivals, each on a free connection or a new one,
+and latency counts from the *scheduled* arrival, so that a stalled server cannot hide its queue.
 """
 
 import asyncio

@@ -38,7 +38,7 @@ SHORT_16 = Cell("short", 16, 1, 5)
 SHORT_64 = Cell("short", 64, 1, 4)
 MIXED_1 = Cell("mixed", 1, 0.5, 4)
 MIXED_16 = Cell("mixed", 16, 2, 8)
-MIXED_64 = Cell("mixed", 64, 2, 7)
+MIXED_64 = Cell("mixed", 64, 2, 6)
 BULK_1 = Cell("bulk", 1, 0.5, 4)
 BULK_4 = Cell("bulk", 4, 1, 4)
 

@@ -40,7 +40,12 @@ def texts(low: int, high: int, n: int = 4 * BATCH) -> list[Item]:
     """Return made-up tokenised texts of between `low` and `high` tokens."""
     chance = random.Random(0)
     lengths = [chance.randint(low, high) for _ in range(n)]
-    return [Item(Tokens([101, *chance.choices(range(1000, 20000), k=n - 2), 102], [0] * n), n) for n in lengths]
+    return [made_up(chance, n) for n in lengths]
+
+
+def made_up(chance: random.Random, n: int) -> Item:
+    """Return a made-up text of `n` tokens."""
+    return Item(Tokens([101, *chance.choices(range(1000, 20000), k=n - 2), 102], [0] * n), n)
 
 
 def batches(items: Sequence[Item]) -> list[list[Item]]:

@@ -7,17 +7,15 @@ all-MiniLM-L6-v2, one thread, without a server; each way in processes of its own
 
 import argparse
 import json
-import math
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 
-from benchmarks.packing import cpu_s, minilm
+from benchmarks.packing import cpu_s, made_up, minilm
+from benchmarks.workload import n_tokens
 from deployments.engines import products, set_up_process
 from deployments.engines.base import Engine
-from deployments.engines.tokens import Tokens
 from deployments.types import Item
 
 WAYS = ("as they come", "rounded up")
@@ -51,23 +49,21 @@ def measured(dtype: str, way: str) -> dict[str, tuple[float, float]]:
     before, chance = resident_mib(), random.Random(7)
     found = {}
     for kind, (n_batches, n_texts) in _BATCHES.items():
-        some = [list(texts(chance, kind, chance.randint(n_texts // 2, n_texts * 3 // 2))) for _ in range(n_batches)]
-        n_tokens = sum(item.cost for batch in some for item in batch)
-        found[kind] = (cpu_s(lambda b=some: run(engine, b)) / n_tokens * 1e6, resident_mib() - before)  # type: ignore[misc]
+        some = [batch(chance, kind, chance.randint(n_texts // 2, n_texts * 3 // 2)) for _ in range(n_batches)]
+        cost = sum(item.cost for items in some for item in items)
+        found[kind] = (cpu_s(lambda b=some: run(engine, b)) / cost * 1e6, resident_mib() - before)  # type: ignore[misc]
     return found
 
 
 def run(engine: Engine, some: list[list[Item]]) -> None:
     """Run every batch once."""
-    for batch in some:
-        engine.run(batch)
+    for items in some:
+        engine.run(items)
 
 
-def texts(chance: random.Random, kind: str, n: int) -> Iterator[Item]:
-    """Yield made-up texts of the lengths that `benchmarks.workload` has."""
-    for _ in range(n):
-        length = chance.randint(6, 16) if kind == "short" else round(math.exp(chance.uniform(*map(math.log, (4, 256)))))
-        yield Item(Tokens([101, *chance.choices(range(1000, 20000), k=length - 2), 102], [0] * length), length)
+def batch(chance: random.Random, kind: str, n: int) -> list[Item]:
+    """Return `n` made-up texts of the lengths that `benchmarks.workload` has."""
+    return [made_up(chance, n_tokens(kind, chance)) for _ in range(n)]
 
 
 def resident_mib() -> float:

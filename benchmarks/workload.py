@@ -68,10 +68,11 @@ def _texts(workload: str, n: int) -> Iterator[str]:
     rng = random.Random(f"{_SEED} {workload}")
     words = _words()
     for _ in range(n):
-        yield " ".join(rng.choices(words, k=_n_tokens(workload, rng) - 2))
+        yield " ".join(rng.choices(words, k=n_tokens(workload, rng) - 2))
 
 
-def _n_tokens(workload: str, rng: random.Random) -> int:
+def n_tokens(workload: str, rng: random.Random) -> int:
+    """Draw the length of a text, `short` or `mixed`."""
     if workload == "short":
         return rng.randint(*_SHORT)
     low, high = map(math.log, _MIXED)

@@ -115,7 +115,5 @@ class TextEngine(Vocabulary):
         return [self._item(Tokens(encoding.ids, encoding.type_ids)) for encoding in encodings]
 
     def _item(self, tokens: Tokens) -> Item:
-        return Item(tokens, len(tokens.ids), self._group(tokens))
-
-    def _group(self, tokens: Tokens) -> int | None:
-        return None if self._grouped_by is None else tokens.ids.count(self._grouped_by)
+        group = None if self._grouped_by is None else tokens.ids.count(self._grouped_by)
+        return Item(tokens, len(tokens.ids), group)

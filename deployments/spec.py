@@ -171,7 +171,7 @@ class PoolArgs(Strict):
         description="bytes of host RAM for models that left the device, to come back from fast; 0: they leave memory",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="torch intra-op threads; default: the replica's num_cpus"
+        default=None, ge=1, description="threads of one operation, in torch and numpy; default: the replica's num_cpus"
     )
     cache_dir: str = Field(default="~/.cache/model-endpoint", description="where models from hub and URLs are kept")
 

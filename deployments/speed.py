@@ -10,6 +10,9 @@ OVERHEAD_TOKENS = 48.0
 # A batch is large enough when the overhead is a twentieth of it: a larger one gains little, and its texts wait longer.
 OVERHEAD_SHARE = 0.05
 MIN_BUDGET, MAX_BUDGET = 512, 2**24
+# A fit through noisy batches finds too little overhead now and then. As long as such a batch is short, the budget that
+# goes with the overhead above is the least: half of it costs a thirtieth of the texts a second.
+_SHORT_S = 0.3
 _FORGET = 0.95  # weight of the past at each new batch
 _STANDSTILL = 8.0  # times what was predicted is no batch's own time: the machine slept, the container was frozen
 _SPREAD = 0.04  # squared relative spread of costs from which a line can be fitted
@@ -37,8 +40,12 @@ class Speed:
     @property
     def budget(self) -> int:
         """The cost up to which filling a batch pays."""
-        tokens = OVERHEAD_TOKENS if not self._n else self.overhead_s / max(self.rate_s, 1e-12)
-        return int(min(max(tokens / OVERHEAD_SHARE, MIN_BUDGET), MAX_BUDGET))
+        usual = OVERHEAD_TOKENS / OVERHEAD_SHARE
+        if not self._n:
+            return int(usual)
+        rate_s = max(self.rate_s, 1e-12)
+        least = max(min(usual, _SHORT_S / rate_s), MIN_BUDGET)
+        return int(min(max(self.overhead_s / rate_s / OVERHEAD_SHARE, least), MAX_BUDGET))
 
     def predict(self, cost: float, n_batches: float = 1.0) -> float:
         """Return the seconds that work of this cost takes in so many batches; 0.0 before the first one."""

@@ -25,10 +25,18 @@ def test_overhead_and_rate_are_found_among_noise() -> None:
 def test_a_device_with_much_overhead_gets_larger_batches() -> None:
     slow, fast = Speed(), Speed()
     for cost in (100, 200, 400, 800) * 5:
-        slow.learn(cost, 0.0001 + cost * 1e-4)
+        slow.learn(cost, 0.001 + cost * 1e-3)
         fast.learn(cost, 0.01 + cost * 1e-6)
     assert slow.budget == MIN_BUDGET
     assert fast.budget > 100_000
+
+
+@pytest.mark.parametrize(("rate_s", "budget"), [(1e-4, 960), (4e-4, 750), (1e-3, MIN_BUDGET)])
+def test_hardly_any_overhead_is_believed_only_where_batches_are_long(rate_s: float, budget: int) -> None:
+    speed = Speed()
+    for cost in (100, 200, 400, 800) * 5:
+        speed.learn(cost, rate_s * (1 + cost))
+    assert speed.budget == pytest.approx(budget, abs=1)
 
 
 def test_batches_all_alike_say_only_how_long_such_a_batch_takes() -> None:

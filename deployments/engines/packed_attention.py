@@ -1,7 +1,8 @@
 """Attention within each text of a packed sequence. `PackedModel` cuts the sequence; transformers calls `attend`.
 
 The kernel's cost is a few microseconds for each text and head, however short the text, and some more for each call.
-So short texts stand several to a block there, each masked from the others; longer ones share a call with their equals.
+So short texts stand several to a block there, each masked from the others; longer ones share a call with their equals;
+long ones go by numpy's BLAS where that is the faster one (`blas_attention`).
 """
 
 from bisect import bisect_right
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from deployments.engines import blas_attention
 
 NAME = "packed"
 _SHORT, _BLOCK = 16, 32  # tokens of a text that shares a block at most, and of a block
@@ -103,6 +106,8 @@ def _within(segment: Segment, tensors: Sequence[torch.Tensor], scale: float | No
     blocks = segment.blocks
     shape = (segment.n_rows, segment.longest, *tensors[0].shape[1:])
     if blocks is None:
+        if segment.longest >= blas_attention.LONG and tensors[0].device.type == "cpu" and blas_attention.is_better():
+            return blas_attention.one_by_one(tensors, segment.n_rows, scale)
         q, k, v = (x.view(shape).transpose(1, 2) for x in tensors)
         return scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
     q, k, v = (x.index_select(0, blocks.places).view(shape).transpose(1, 2) for x in tensors)

@@ -3,6 +3,7 @@
 import ctypes
 
 import torch
+from threadpoolctl import threadpool_limits
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _MALLOC_MIB = {_M_MMAP_THRESHOLD: 32, _M_TRIM_THRESHOLD: 256, _M_TOP_PAD: 64}  # 32 is the most it takes
@@ -21,9 +22,13 @@ def give_back() -> None:
 
 
 def set_up(threads: int | None) -> None:
-    """Use this many intra-op threads; None keeps what OMP_NUM_THREADS says (Ray sets it to the replica's num_cpus)."""
+    """Use this many threads for one operation, in torch and in numpy.
+
+    None keeps what OMP_NUM_THREADS says (Ray sets it to the replica's num_cpus).
+    """
     if threads is not None:
         torch.set_num_threads(threads)
+        threadpool_limits(threads, user_api="blas")
     _keep_freed()
 
 

@@ -56,9 +56,11 @@ def _cpu(results: Results) -> Iterator[Bar]:
 
 def _ratio(results: Results, cell: str, side: str, other: str, name: str) -> float | None:
     """Return the median of the rounds' ratios: the machine of one round is the same for both, that of two is not."""
-    mine, theirs = (results.cells.get(cell, {}).get(one, []) for one in (side, other))
-    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(mine, theirs, strict=False)]
-    return median(a / b for a, b in pairs if b) if any(b for _, b in pairs) else None
+    mine, theirs = (
+        {m.turn: float(getattr(m, name)) for m in results.cells.get(cell, {}).get(one, [])} for one in (side, other)
+    )
+    ratios = [value / theirs[turn] for turn, value in mine.items() if theirs.get(turn)]
+    return median(ratios) if ratios else None
 
 
 def _latency(results: Results) -> Iterator[Bar]:

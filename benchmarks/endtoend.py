@@ -6,7 +6,7 @@ Rounds are outermost and sides innermost, starting with another side each time: 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from benchmarks import equality
@@ -115,7 +115,7 @@ def _measure(one: Contestant, cell: Cell, turn: int, results: Results, say: Say)
     measured = _attempt(one, cell, turn, 0.0, results, say)
     if measured is None:
         return
-    results.cells.setdefault(cell.name, {}).setdefault(one.name, []).append(measured)
+    results.cells.setdefault(cell.name, {}).setdefault(one.name, []).append(replace(measured, turn=turn))
     say(f"round {turn + 1} {cell.name:9} {one.name:14} {_line(measured, texts_of(cell.name))}")
 
 

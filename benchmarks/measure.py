@@ -30,6 +30,7 @@ class Measurement:
     window_s: float
     failures: Mapping[str, int]
     others_cores: float = 0.0  # cores that neither server nor client kept busy: somebody else's load
+    turn: int = 0  # the round it is of
 
     @property
     def cpu_s_per_request(self) -> float:

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     doors = commands.add_parser("front-door", help="a request's cost without a model, feature by feature")
     doors.add_argument("--rounds", type=int, default=3)
+    doors.add_argument("--features", default="", help="comma-separated, at 64 connections only (default: all)")
     doors.set_defaults(run=_front_door)
 
     grows = commands.add_parser("growth", help="a request's cost as models, keys and replicas get more")
@@ -69,8 +70,8 @@ def _peers(args: argparse.Namespace) -> int:
 
 
 def _front_door(args: argparse.Namespace) -> int:
-    found = front_door.run(args.rounds, _clocked())
-    print("", aligned([*variants.rows(found)]), "", front_door.verdict(found), sep="\n")
+    found = front_door.run(args.rounds, _clocked(), args.features.split(","))
+    print("", aligned([*variants.rows(found)]), "", *front_door.verdict(found), sep="\n")
     return _keep("front-door", args.rounds, found)
 
 

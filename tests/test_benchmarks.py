@@ -29,6 +29,7 @@ from benchmarks.measure import Measurement, percentile, rate
 from benchmarks.plot import Series, bars_svg
 from benchmarks.report import table
 from benchmarks.sides import all_sides, ours
+from benchmarks.variants import Found
 from serve_app.validation import check_file
 
 
@@ -187,6 +188,18 @@ def test_variants_are_valid_configs(tmp_path: Path) -> None:
         path = tmp_path / "variant.yaml"
         path.write_text(yaml.safe_dump(variant.config()))
         assert not check_file(path), variant.name
+
+
+def test_the_access_log_is_held_against_the_default_without_it() -> None:
+    names = [one.name for one in front_door.features()]
+    found = [
+        Found(name, 64, 100.0, 1.0, 2.0, {"ingress": us})
+        for name, us in zip(names, (412.0, 350.0, 400.0), strict=False)
+    ]
+    cost, log = front_door.verdict(found)
+    assert "412 µs" in cost
+    assert "1.030; bar ≤ 1.03: met" in log
+    assert list(front_door.verdict(found[1:2])) == []
 
 
 def test_both_sides_of_multiplex_get_the_same_memory_and_the_same_arrivals(tmp_path: Path) -> None:

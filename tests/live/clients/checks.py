@@ -6,6 +6,7 @@ A script is run by `test_clients.py` with the clients' own Python: `python trito
 import asyncio
 import inspect
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,14 @@ def run(checks: dict[str, Any]) -> None:
         else:
             print(f"ok {name}", flush=True)
     sys.exit(1 if failed else 0)
+
+
+def comes_true(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Return whether a condition holds soon: an endpoint hears of its models once a second."""
+    deadline = time.monotonic() + timeout_s
+    while not (is_so := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return is_so
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Attention of long texts, one at a time, by numpy's BLAS: for CPUs where that multiplies faster than torch does.
 
-In float32 torch takes MKL, which leaves half of an AMD CPU's vectors idle; OpenBLAS, in numpy's wheels, does not (of
-Zen 5 it has to be told: `serve_app.local.cpu`). Used by `packed_attention`, which has torch's own kernel for the rest.
+In float32 torch takes MKL, which leaves half of an AMD CPU's vectors idle; OpenBLAS, in numpy's wheels, does not
+unless OPENBLAS_CORETYPE says so. Used by `packed_attention`, which has torch's own kernel for the rest.
 """
 
 import math
